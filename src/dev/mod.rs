@@ -1,0 +1,1 @@
+//! A whole cluster on one machine: what `sgp dev` runs and the integration tests stand on.

@@ -1,0 +1,3 @@
+//! The `sgp` command.
+
+fn main() {}

@@ -1,0 +1,5 @@
+//! Which security groups a pod gets, and why.
+//!
+//! Pure: nothing in here knows the network, a clock, EC2 or axum.
+
+pub mod labels;
