@@ -2,4 +2,5 @@
 //!
 //! Pure: nothing in here knows the network, a clock, EC2 or axum.
 
+pub mod label_syntax;
 pub mod labels;
