@@ -4,3 +4,6 @@
 
 pub mod label_syntax;
 pub mod labels;
+pub mod selector;
+
+pub use selector::{Condition, Requirement, Selector, SelectorError};
