@@ -1,9 +1,7 @@
 //! Security groups for Kubernetes pods.
-//!
-//! Map of the crate, in reading order:
-//!
-//! * [`policy`]: which security groups a pod gets, and why.
-//! * [`dev`]: the control plane and sandbox on one machine.
-
+pub mod api;
 pub mod dev;
 pub mod policy;
+pub mod telemetry;
+pub mod tls;
+pub mod webhook;

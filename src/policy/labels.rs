@@ -1,6 +1,5 @@
 //! The labels of one object, as selectors and the index read them.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Labels of one object.
@@ -21,17 +20,7 @@ impl Labels for BTreeMap<String, String> {
     }
 
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().map(|(key, value)| (key.as_str(), value.as_str()))
-    }
-}
-
-impl Labels for [(Cow<'_, str>, Cow<'_, str>)] {
-    fn get(&self, key: &str) -> Option<&str> {
-        let label = self.iter().find(|(candidate, _)| candidate == key);
-        label.map(|(_, value)| value.as_ref())
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+        self.iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
     }
 }

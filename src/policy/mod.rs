@@ -1,9 +1,24 @@
 //! Which security groups a pod gets, and why.
 //!
-//! Pure: nothing in here knows the network, a clock, EC2 or axum.
+//! Pure: nothing in here knows the network, a clock, EC2 or axum. Policies arrive as JSON,
+//! are parsed once ([`compiled`]) and laid out for lookup ([`index`]); a pod is read from
+//! its JSON ([`pod`]) and decided about ([`decision`]).
 
+pub mod compiled;
+pub mod decision;
+pub mod index;
 pub mod label_syntax;
 pub mod labels;
+pub mod pod;
 pub mod selector;
+pub mod service_accounts;
 
-pub use selector::{Condition, Requirement, Selector, SelectorError};
+pub use compiled::{InvalidPolicy, Policy, PolicyProblem};
+pub use decision::{
+    Change, Concern, Decision, Denial, GracePeriodPolicy, ServiceAccount, Settings, Unsupported,
+    UnsupportedPodPolicy, decide,
+};
+pub use index::{NamespacePolicies, PolicyIndex};
+pub use pod::Pod;
+pub use selector::{Selector, SelectorError};
+pub use service_accounts::ServiceAccountIndex;

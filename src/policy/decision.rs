@@ -1,0 +1,502 @@
+//! What is to be done with a pod at its creation, as a plain function over values.
+//!
+//! The answer carries reasons as data; whoever asked puts them into words.
+
+use serde::Serialize;
+
+use super::compiled::{InvalidPolicy, Policy};
+use super::index::NamespacePolicies;
+use super::labels::Labels;
+use super::pod::{LabelPairs, Pod};
+use crate::api::SecurityGroupId;
+
+/// The grace period that a pod gets which says none: what the API server defaults to
+/// (Pod API reference, `terminationGracePeriodSeconds`).
+pub const DEFAULT_GRACE_PERIOD_SECONDS: i64 = 30;
+
+/// The most security groups that EC2 takes for one interface unless the account's quota was
+/// raised (Amazon VPC User Guide, "Amazon VPC quotas").
+pub const GROUPS_PER_INTERFACE: usize = 5;
+
+/// How an operator wants doubtful pods treated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Pods with security groups and a grace period of 0.
+    pub grace_period: GracePeriodPolicy,
+    /// Pods that a policy selects but that can have no branch interface.
+    pub unsupported_pods: UnsupportedPodPolicy,
+}
+
+/// What happens to a pod with security groups that would vanish at once.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum GracePeriodPolicy {
+    /// Refuse the pod.
+    #[default]
+    Deny,
+    /// Give it the default of 30 seconds, with a warning.
+    Set,
+    /// Leave it, with a warning.
+    Warn,
+}
+
+/// What happens to a pod that a policy selects but that can have no branch interface.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum UnsupportedPodPolicy {
+    /// Leave it as it is, with a warning.
+    #[default]
+    Warn,
+    /// Refuse the pod.
+    Deny,
+}
+
+/// What is known of a pod's service account.
+#[derive(Clone, Copy, Debug)]
+pub enum ServiceAccount<'a, L: ?Sized> {
+    /// It exists and has these labels.
+    Labels(&'a L),
+    /// The API server says that there is none of this name.
+    Missing,
+}
+
+/// The answer for one pod.
+#[derive(Debug, Default)]
+pub struct Decision<'p> {
+    /// The policies that select the pod, in order of their names.
+    pub policies: Vec<&'p Policy>,
+    /// The union of their groups: by policy, then by place in its list, each once.
+    pub group_ids: Vec<&'p SecurityGroupId>,
+    /// What is to be changed in the pod; nothing that is so already.
+    pub changes: Vec<Change>,
+    /// What whoever creates the pod should know.
+    pub concerns: Vec<Concern<'p>>,
+    /// Why the pod is refused, if it is.
+    pub denial: Option<Denial<'p>>,
+}
+
+/// A change of the pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    /// Request one branch interface in the first container.
+    RequestBranchInterface,
+    /// Set `terminationGracePeriodSeconds`.
+    SetGracePeriod(i64),
+    /// Set Fargate's annotation to these group ids, joined by `,`.
+    SetFargateGroups(String),
+    /// Take Fargate's annotation away.
+    RemoveFargateGroups,
+}
+
+/// Something that does not keep the pod from starting.
+#[derive(Clone, Copy, Debug)]
+pub enum Concern<'p> {
+    /// A policy of the namespace can't be understood and was left out.
+    IgnoredPolicy(&'p InvalidPolicy),
+    /// A policy names a group that can't exist.
+    MalformedGroup(&'p Policy, &'p SecurityGroupId),
+    /// There are more groups than EC2 takes for one interface.
+    TooManyGroups,
+    /// The pod can have no branch interface and runs without its groups.
+    Unsupported(Unsupported),
+    /// The grace period was 0 and has been set.
+    GracePeriodSet(i64),
+    /// The grace period is 0.
+    GracePeriodZero,
+}
+
+/// Why a pod can have no branch interface.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unsupported {
+    /// It uses its node's network.
+    HostNetwork,
+    /// It runs on Windows, which the VPC CNI plugin gives no branch interfaces.
+    Windows,
+}
+
+/// Why a pod is refused.
+#[derive(Debug)]
+pub enum Denial<'p> {
+    /// It would vanish at once, and its network would stay behind on the node.
+    GracePeriodZero,
+    /// It can have no branch interface, and the operator wants no such pod to start.
+    Unsupported(Unsupported),
+    /// These policies ask for labels of its service account, which does not exist.
+    MissingServiceAccount(Vec<&'p Policy>),
+}
+
+/// Decides about a pod at its creation in the namespace of `policies`.
+pub fn decide<'p, L: Labels + ?Sized>(
+    pod: &Pod<'_>,
+    policies: &'p NamespacePolicies,
+    service_account: ServiceAccount<'_, L>,
+    settings: Settings,
+) -> Decision<'p> {
+    let mut decision = Decision {
+        concerns: policies.invalid().map(Concern::IgnoredPolicy).collect(),
+        ..Decision::default()
+    };
+    match service_account {
+        ServiceAccount::Labels(labels) => {
+            decision.policies = policies.selecting(pod.labels(), labels);
+        }
+        ServiceAccount::Missing => {
+            let awaiting = policies.awaiting_service_account(pod.labels());
+            if !awaiting.is_empty() {
+                decision.denial = Some(Denial::MissingServiceAccount(awaiting));
+                return decision;
+            }
+            // No policy is left that would look at these labels.
+            decision.policies = policies.selecting(pod.labels(), &LabelPairs::default());
+        }
+    }
+    decision.unite_groups();
+
+    if pod.is_fargate() {
+        decision.decide_fargate(pod);
+    } else if !decision.policies.is_empty() {
+        decision.decide_branch_interface(pod, settings);
+    }
+    decision
+}
+
+impl<'p> Decision<'p> {
+    fn unite_groups(&mut self) {
+        for policy in &self.policies {
+            for id in &policy.group_ids {
+                if !self.group_ids.contains(&id) {
+                    self.group_ids.push(id);
+                    if !id.is_well_formed() {
+                        self.concerns.push(Concern::MalformedGroup(policy, id));
+                    }
+                }
+            }
+        }
+        if self.group_ids.len() > GROUPS_PER_INTERFACE {
+            self.concerns.push(Concern::TooManyGroups);
+        }
+    }
+
+    fn decide_fargate(&mut self, pod: &Pod<'_>) {
+        let annotations = pod.metadata.annotations.as_ref();
+        let present = annotations.and_then(|all| all.fargate_groups.as_ref());
+        if self.policies.is_empty() {
+            if present.is_some() {
+                self.changes.push(Change::RemoveFargateGroups);
+            }
+            return;
+        }
+        let ids: Vec<&str> = self.group_ids.iter().map(|id| id.as_str()).collect();
+        let wanted = ids.join(",");
+        if present.is_none_or(|present| present.as_str() != wanted) {
+            self.changes.push(Change::SetFargateGroups(wanted));
+        }
+    }
+
+    fn decide_branch_interface(&mut self, pod: &Pod<'_>, settings: Settings) {
+        if let Some(unsupported) = Unsupported::by(pod) {
+            match settings.unsupported_pods {
+                UnsupportedPodPolicy::Warn => {
+                    self.concerns.push(Concern::Unsupported(unsupported));
+                }
+                UnsupportedPodPolicy::Deny => {
+                    self.denial = Some(Denial::Unsupported(unsupported));
+                }
+            }
+            return;
+        }
+        if pod.first_container_resources().is_none() {
+            // The API server refuses a pod without containers, in its own words.
+            return;
+        }
+        let default = DEFAULT_GRACE_PERIOD_SECONDS;
+        match (
+            pod.spec.termination_grace_period_seconds,
+            settings.grace_period,
+        ) {
+            (None, _) => self.changes.push(Change::SetGracePeriod(default)),
+            (Some(0), GracePeriodPolicy::Deny) => {
+                self.denial = Some(Denial::GracePeriodZero);
+                return;
+            }
+            (Some(0), GracePeriodPolicy::Set) => {
+                self.changes.push(Change::SetGracePeriod(default));
+                self.concerns.push(Concern::GracePeriodSet(default));
+            }
+            (Some(0), GracePeriodPolicy::Warn) => self.concerns.push(Concern::GracePeriodZero),
+            (Some(_), _) => {}
+        }
+        if !pod.requests_branch_interface() {
+            self.changes.push(Change::RequestBranchInterface);
+        }
+    }
+}
+
+impl Unsupported {
+    fn by(pod: &Pod<'_>) -> Option<Self> {
+        if pod.uses_host_network() {
+            Some(Self::HostNetwork)
+        } else if pod.is_windows() {
+            Some(Self::Windows)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::PolicyIndex;
+    use serde_json::{Value, json};
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    const GROUP: &str = "sg-0123abcd";
+
+    fn policies(specs: &[(&str, Value)]) -> Arc<NamespacePolicies> {
+        let mut index = PolicyIndex::default();
+        for (name, spec) in specs {
+            index.apply("shop", Policy::parse(name, spec));
+        }
+        index.namespace("shop").unwrap_or_default()
+    }
+
+    fn everything(group_ids: &[&str]) -> Value {
+        json!({"podSelector": {}, "securityGroups": {"groupIds": group_ids}})
+    }
+
+    fn decide_json<'p>(
+        pod: &Value,
+        policies: &'p NamespacePolicies,
+        settings: Settings,
+    ) -> Decision<'p> {
+        let pod = pod.to_string();
+        let pod: Pod = serde_json::from_str(&pod).unwrap();
+        let labels = BTreeMap::new();
+        decide(&pod, policies, ServiceAccount::Labels(&labels), settings)
+    }
+
+    /// A Linux pod of one container with a grace period; `spec` and `metadata` are added.
+    fn pod(metadata: Value, spec: Value) -> Value {
+        let mut whole = json!({
+            "metadata": {"name": "web"},
+            "spec": {"containers": [{"name": "web"}], "terminationGracePeriodSeconds": 30}
+        });
+        for (part, added) in [("metadata", metadata), ("spec", spec)] {
+            for (key, value) in added.as_object().unwrap() {
+                whole[part][key] = value.clone();
+            }
+        }
+        whole
+    }
+
+    #[test]
+    fn selected_pod_gets_what_it_lacks_and_nothing_else() {
+        use Change::{RequestBranchInterface, SetGracePeriod};
+        let requested = json!([{"resources": {"limits": {"vpc.amazonaws.com/pod-eni": "1"}}}]);
+        let all = policies(&[("all", everything(&[GROUP]))]);
+        for (spec, changes) in [
+            (json!({}), vec![RequestBranchInterface]),
+            (
+                json!({"terminationGracePeriodSeconds": null}),
+                vec![SetGracePeriod(30), RequestBranchInterface],
+            ),
+            (
+                json!({"terminationGracePeriodSeconds": 5}),
+                vec![RequestBranchInterface],
+            ),
+            (json!({"containers": requested}), vec![]),
+        ] {
+            let decision = decide_json(&pod(json!({}), spec.clone()), &all, Settings::default());
+            assert_eq!(decision.changes, changes, "{spec}");
+            assert!(
+                decision.denial.is_none() && decision.concerns.is_empty(),
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn pod_that_would_vanish_at_once_is_treated_as_the_operator_says() {
+        let all = policies(&[("all", everything(&[GROUP]))]);
+        let pod = pod(json!({}), json!({"terminationGracePeriodSeconds": 0}));
+        let decide_with = |grace_period| {
+            decide_json(
+                &pod,
+                &all,
+                Settings {
+                    grace_period,
+                    ..Settings::default()
+                },
+            )
+        };
+
+        let denied = decide_with(GracePeriodPolicy::Deny);
+        assert!(matches!(denied.denial, Some(Denial::GracePeriodZero)));
+        assert!(denied.changes.is_empty(), "a refused pod is not changed");
+
+        let set = decide_with(GracePeriodPolicy::Set);
+        assert!(set.changes.contains(&Change::SetGracePeriod(30)) && set.denial.is_none());
+        assert!(matches!(set.concerns[..], [Concern::GracePeriodSet(30)]));
+
+        let warned = decide_with(GracePeriodPolicy::Warn);
+        assert_eq!(warned.changes, [Change::RequestBranchInterface]);
+        assert!(matches!(warned.concerns[..], [Concern::GracePeriodZero]));
+    }
+
+    #[test]
+    fn pod_that_can_have_no_interface_is_left_alone_or_refused() {
+        let all = policies(&[("all", everything(&[GROUP]))]);
+        let strict = Settings {
+            unsupported_pods: UnsupportedPodPolicy::Deny,
+            ..Settings::default()
+        };
+        for (spec, unsupported) in [
+            (json!({"hostNetwork": true}), Unsupported::HostNetwork),
+            (json!({"os": {"name": "windows"}}), Unsupported::Windows),
+            (
+                json!({"nodeSelector": {"kubernetes.io/os": "windows"}}),
+                Unsupported::Windows,
+            ),
+            // Its grace period does not matter, for it gets no interface.
+            (
+                json!({"hostNetwork": true, "terminationGracePeriodSeconds": 0}),
+                Unsupported::HostNetwork,
+            ),
+        ] {
+            let pod = pod(json!({}), spec.clone());
+            let decision = decide_json(&pod, &all, Settings::default());
+            assert!(
+                decision.changes.is_empty() && decision.denial.is_none(),
+                "{spec}"
+            );
+            assert!(
+                matches!(decision.concerns[..], [Concern::Unsupported(why)] if why == unsupported)
+            );
+            let decision = decide_json(&pod, &all, strict);
+            assert!(
+                matches!(decision.denial, Some(Denial::Unsupported(why)) if why == unsupported)
+            );
+        }
+        let linux = pod(
+            json!({}),
+            json!({"nodeSelector": {"kubernetes.io/os": "linux"}}),
+        );
+        assert_eq!(
+            decide_json(&linux, &all, strict).changes,
+            [Change::RequestBranchInterface]
+        );
+    }
+
+    #[test]
+    fn fargate_pod_gets_its_groups_in_the_annotation() {
+        let all = policies(&[("all", everything(&["sg-0000000b", "sg-0000000a"]))]);
+        let none = policies(&[]);
+        let wanted = Change::SetFargateGroups("sg-0000000b,sg-0000000a".into());
+        for (annotations, policies, changes) in [
+            (json!(null), &all, vec![wanted.clone()]),
+            (
+                json!({"fargate.amazonaws.com/pod-sg": "sg-99999999"}),
+                &all,
+                vec![wanted],
+            ),
+            (
+                json!({"fargate.amazonaws.com/pod-sg": "sg-0000000b,sg-0000000a"}),
+                &all,
+                vec![],
+            ),
+            (json!(null), &none, vec![]),
+            (json!({"other": "annotation"}), &none, vec![]),
+            (
+                json!({"fargate.amazonaws.com/pod-sg": "sg-99999999"}),
+                &none,
+                vec![Change::RemoveFargateGroups],
+            ),
+        ] {
+            let labels = json!({"eks.amazonaws.com/fargate-profile": "default"});
+            let metadata = json!({"labels": labels, "annotations": annotations});
+            let decision = decide_json(&pod(metadata, json!({})), policies, Settings::default());
+            assert_eq!(decision.changes, changes, "{annotations}");
+        }
+    }
+
+    #[test]
+    fn groups_are_united_by_policy_name_then_by_place() {
+        let policies = policies(&[
+            ("b", everything(&["sg-00000003", "sg-00000001"])),
+            (
+                "a",
+                everything(&["sg-00000002", "sg-00000003", "sg-00000003"]),
+            ),
+            (
+                "c",
+                everything(&["sg-00000004", "sg-00000005", "sg-00000006"]),
+            ),
+        ]);
+        let decision = decide_json(&pod(json!({}), json!({})), &policies, Settings::default());
+
+        let ids: Vec<_> = decision.group_ids.iter().map(|id| id.as_str()).collect();
+        let last = ["sg-00000001", "sg-00000004", "sg-00000005", "sg-00000006"];
+        assert_eq!(ids[..2], ["sg-00000002", "sg-00000003"]);
+        assert_eq!(ids[2..], last);
+        assert!(matches!(decision.concerns[..], [Concern::TooManyGroups]));
+    }
+
+    #[test]
+    fn invalid_policy_is_named_and_the_others_count() {
+        let policies = policies(&[
+            ("all", everything(&[GROUP])),
+            ("broken", json!({"securityGroups": {"groupIds": [GROUP]}})),
+        ]);
+        let decision = decide_json(&pod(json!({}), json!({})), &policies, Settings::default());
+
+        assert_eq!(decision.policies.len(), 1);
+        let [Concern::IgnoredPolicy(ignored)] = decision.concerns[..] else {
+            panic!("{:?}", decision.concerns)
+        };
+        assert_eq!(&*ignored.name, "broken");
+    }
+
+    #[test]
+    fn malformed_group_keeps_its_pod_from_starting_without_groups() {
+        let policies = policies(&[("all", everything(&["sg-typo"]))]);
+        let decision = decide_json(&pod(json!({}), json!({})), &policies, Settings::default());
+
+        assert_eq!(decision.changes, [Change::RequestBranchInterface]);
+        assert!(matches!(
+            decision.concerns[..],
+            [Concern::MalformedGroup(_, _)]
+        ));
+    }
+
+    #[test]
+    fn missing_service_account_matters_only_where_a_policy_asks_for_it() {
+        let groups = json!({"groupIds": [GROUP]});
+        let by_account = |pod_selector: Value| {
+            json!({
+                "podSelector": pod_selector,
+                "serviceAccountSelector": {},
+                "securityGroups": groups
+            })
+        };
+        let labels = json!({"matchLabels": {"app": "db"}});
+        let json = pod(json!({"labels": {"app": "web"}}), json!({})).to_string();
+        let pod: Pod = serde_json::from_str(&json).unwrap();
+        for (spec, denied) in [
+            (by_account(json!(null)), true),
+            (by_account(json!({})), true),
+            (by_account(labels), false),
+            (everything(&[GROUP]), false),
+        ] {
+            let policies = policies(&[("policy", spec.clone())]);
+            let missing = ServiceAccount::<BTreeMap<String, String>>::Missing;
+            let decision = decide(&pod, &policies, missing, Settings::default());
+            let denial = decision.denial;
+            assert_eq!(
+                matches!(denial, Some(Denial::MissingServiceAccount(_))),
+                denied,
+                "{spec}"
+            );
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The fields of a pod that a decision needs, borrowed from the pod's JSON.
+//!
+//! Everything else in the JSON is skipped unread, so that reading a pod costs little more
+//! than finding its end, however large it is.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::labels::Labels;
+use crate::api::names;
+
+/// A pod as a decision sees it.
+#[derive(Debug, Default, Deserialize)]
+pub struct Pod<'a> {
+    /// Names, labels and annotations.
+    #[serde(borrow, default)]
+    pub metadata: Metadata<'a>,
+    /// What the pod runs and where.
+    #[serde(borrow, default)]
+    pub spec: PodSpec<'a>,
+}
+
+/// The part of a pod's `metadata` that a decision needs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata<'a> {
+    /// Empty while the API server has yet to make it from `generateName`.
+    #[serde(borrow)]
+    pub name: Option<Text<'a>>,
+    /// The prefix of the name that the API server makes.
+    #[serde(borrow)]
+    pub generate_name: Option<Text<'a>>,
+    /// `None` if the object is missing altogether.
+    #[serde(borrow, default)]
+    pub labels: Option<LabelPairs<'a>>,
+    /// `None` if the object is missing altogether.
+    #[serde(borrow)]
+    pub annotations: Option<Annotations<'a>>,
+}
+
+/// The annotations that a decision needs.
+#[derive(Debug, Default, Deserialize)]
+pub struct Annotations<'a> {
+    /// [`FARGATE_POD_SG`](crate::api::names::FARGATE_POD_SG).
+    #[serde(borrow, rename = "fargate.amazonaws.com/pod-sg")]
+    pub fargate_groups: Option<Text<'a>>,
+}
+
+/// The part of a pod's `spec` that a decision needs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec<'a> {
+    /// Absent or empty stands for `default`.
+    #[serde(borrow)]
+    service_account_name: Option<Text<'a>>,
+    /// Seconds between the pod's deletion and its end; `None` if absent.
+    pub termination_grace_period_seconds: Option<i64>,
+    host_network: Option<bool>,
+    #[serde(borrow)]
+    node_selector: Option<NodeSelector<'a>>,
+    #[serde(borrow)]
+    os: Option<OperatingSystem<'a>>,
+    containers: Option<Vec<Container>>,
+    init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeSelector<'a> {
+    #[serde(borrow, rename = "kubernetes.io/os")]
+    os: Option<Text<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct OperatingSystem<'a> {
+    #[serde(borrow)]
+    name: Option<Text<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Container {
+    resources: Option<Resources>,
+}
+
+/// Which parts of a container's `resources` exist.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Resources {
+    /// `None` if the object is missing.
+    pub limits: Option<Quantities>,
+    /// `None` if the object is missing.
+    pub requests: Option<Quantities>,
+}
+
+/// The quantity that a decision needs.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Quantities {
+    /// [`POD_ENI`](crate::api::names::POD_ENI), whatever its quantity.
+    #[serde(rename = "vpc.amazonaws.com/pod-eni")]
+    pod_eni: Option<IgnoredAny>,
+}
+
+impl Pod<'_> {
+    /// Whether the label of Fargate's scheduler is there.
+    pub fn is_fargate(&self) -> bool {
+        self.labels().get(names::FARGATE_PROFILE).is_some()
+    }
+
+    /// The pod's labels; none if the object is missing.
+    pub fn labels(&self) -> &LabelPairs<'_> {
+        const NONE: &LabelPairs<'_> = &LabelPairs(Vec::new());
+        self.metadata.labels.as_ref().unwrap_or(NONE)
+    }
+
+    /// The name of the pod's ServiceAccount.
+    pub fn service_account_name(&self) -> &str {
+        match &self.spec.service_account_name {
+            Some(name) if !name.as_str().is_empty() => name.as_str(),
+            _ => "default",
+        }
+    }
+
+    /// Whether the pod uses its node's network instead of one of its own.
+    pub fn uses_host_network(&self) -> bool {
+        self.spec.host_network.unwrap_or(false)
+    }
+
+    /// Whether the pod asks for a Windows node, by `spec.os` or by its node selector.
+    pub fn is_windows(&self) -> bool {
+        let by_os = self.spec.os.as_ref().and_then(|os| os.name.as_ref());
+        let by_selector = self
+            .spec
+            .node_selector
+            .as_ref()
+            .and_then(|node| node.os.as_ref());
+        let mut names = by_os.into_iter().chain(by_selector);
+        names.any(|name| name.as_str() == names::OS_WINDOWS)
+    }
+
+    /// Whether some container, whatever its place, requests a branch interface already.
+    pub fn requests_branch_interface(&self) -> bool {
+        let all = [&self.spec.containers, &self.spec.init_containers];
+        let containers = all.into_iter().flatten().flatten();
+        let mut quantities = containers
+            .filter_map(|container| container.resources)
+            .flat_map(|resources| [resources.limits, resources.requests]);
+        quantities.any(|quantities| quantities.is_some_and(|some| some.pod_eni.is_some()))
+    }
+
+    /// The `resources` of the first container: `Some(None)` if that container has none,
+    /// `None` if there is no container at all.
+    pub fn first_container_resources(&self) -> Option<Option<Resources>> {
+        let first = self.spec.containers.as_ref()?.first()?;
+        Some(first.resources)
+    }
+}
+
+/// Text that borrows from the JSON unless it is escaped there.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(transparent)]
+pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Text<'_> {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Labels as they stand in the JSON, in its order.
+#[derive(Debug, Default)]
+pub struct LabelPairs<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl Labels for LabelPairs<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let label = self.0.iter().find(|(candidate, _)| candidate == key);
+        label.map(|(_, value)| value.as_ref())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(key, value)| (key.as_ref(), value.as_ref()))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for LabelPairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LabelVisitor).map(Self)
+    }
+}
+
+struct LabelVisitor;
+
+impl<'de> Visitor<'de> for LabelVisitor {
+    type Value = Vec<(Cow<'de, str>, Cow<'de, str>)>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a map of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut labels = Vec::with_capacity(8);
+        while let Some((key, value)) = map.next_entry::<Text<'de>, Text<'de>>()? {
+            labels.push((key.0, value.0));
+        }
+        Ok(labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn names_in_field_attributes_are_the_contracts() {
+        let json = json!({
+            "metadata": {
+                "labels": {names::FARGATE_PROFILE: "default"},
+                "annotations": {names::FARGATE_POD_SG: "sg-0123abcd"}
+            },
+            "spec": {
+                "nodeSelector": {names::OS_LABEL: names::OS_WINDOWS},
+                "containers": [{"resources": {"limits": {names::POD_ENI: "1"}}}]
+            }
+        })
+        .to_string();
+        let pod: Pod = serde_json::from_str(&json).unwrap();
+
+        assert!(pod.is_fargate());
+        assert!(pod.is_windows());
+        assert!(pod.requests_branch_interface());
+        let annotations = pod.metadata.annotations.unwrap();
+        assert_eq!(annotations.fargate_groups.unwrap().as_str(), "sg-0123abcd");
+    }
+
+    #[test]
+    fn branch_interface_is_seen_in_any_container_and_either_list() {
+        let eni = json!({names::POD_ENI: "1"});
+        let other = json!({"cpu": "1"});
+        for (containers, init_containers, requested) in [
+            (json!([{}]), json!([]), false),
+            (
+                json!([{"resources": {"limits": other}}]),
+                json!(null),
+                false,
+            ),
+            (json!([{}, {"resources": {"limits": eni}}]), json!([]), true),
+            (json!([{"resources": {"requests": eni}}]), json!([]), true),
+            (json!([{}]), json!([{"resources": {"limits": eni}}]), true),
+            (json!(null), json!(null), false),
+        ] {
+            let spec = json!({"containers": containers, "initContainers": init_containers});
+            let json = json!({ "spec": spec }).to_string();
+            let pod: Pod = serde_json::from_str(&json).unwrap();
+            assert_eq!(pod.requests_branch_interface(), requested, "{json}");
+        }
+    }
+
+    #[test]
+    fn strings_are_borrowed_and_escapes_are_understood() {
+        let json = r#"{"metadata": {"labels": {"plain": "value", "tab\tkey": "caf\u00e9"}}}"#;
+        let pod: Pod = serde_json::from_str(json).unwrap();
+
+        let first = &pod.labels().0[0];
+        assert!(matches!(
+            first,
+            (Cow::Borrowed("plain"), Cow::Borrowed("value"))
+        ));
+        assert_eq!(pod.labels().get("tab\tkey"), Some("café"));
+    }
+
+    #[test]
+    fn missing_parts_have_the_api_servers_meaning() {
+        let pod: Pod = serde_json::from_str(r#"{"spec": {"serviceAccountName": ""}}"#).unwrap();
+
+        assert_eq!(pod.service_account_name(), "default");
+        assert!(!pod.uses_host_network());
+        assert!(!pod.is_windows());
+        assert!(pod.labels().iter().next().is_none());
+        assert!(pod.first_container_resources().is_none());
+    }
+}

@@ -1,0 +1,185 @@
+//! Metrics in the OpenMetrics text format.
+//!
+//! Labels come from closed sets, never from names of objects or texts of errors.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// The metrics of the webhook and the registry that they are read from.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Answers to the API server.
+    pub admission: AdmissionMetrics,
+    /// Live questions to the API server.
+    pub lookups: LookupMetrics,
+    /// What the watches brought.
+    pub watches: WatchMetrics,
+}
+
+/// Answers to the API server, by outcome.
+#[derive(Debug)]
+pub struct AdmissionMetrics {
+    /// Let in as they were.
+    pub unchanged: Counter,
+    /// Let in with a patch.
+    pub patched: Counter,
+    /// Refused.
+    pub denied: Counter,
+    /// Neither: the request could not be read, or the answer not be found in time.
+    pub failed: Counter,
+    /// Seconds from a request's body to its answer.
+    pub duration: Histogram,
+}
+
+/// Live questions to the API server, by resource.
+#[derive(Debug)]
+pub struct LookupMetrics {
+    /// Lists of a new namespace's policies.
+    pub policies: Counter,
+    /// Reads of a service account that no watch has brought yet.
+    pub service_accounts: Counter,
+}
+
+/// What the watches brought.
+#[derive(Clone, Debug)]
+pub struct WatchMetrics {
+    /// 1 if the API server knows SecurityGroupPolicies.
+    pub definition_installed: Gauge,
+    valid_policies: Gauge,
+    invalid_policies: Gauge,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ResourceLabels {
+    resource: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StateLabels {
+    state: &'static str,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("sgp");
+
+        let outcomes = Family::<OutcomeLabels, Counter>::default();
+        registry.register(
+            "admission_requests",
+            "Admission requests by outcome",
+            outcomes.clone(),
+        );
+        let outcome = |outcome| outcomes.get_or_create_owned(&OutcomeLabels { outcome });
+        // 16 microseconds to half a second.
+        let duration = Histogram::new(exponential_buckets(16e-6, 2.0, 16));
+        registry.register(
+            "admission_duration_seconds",
+            "Time from an admission request's body to its answer",
+            duration.clone(),
+        );
+        let admission = AdmissionMetrics {
+            unchanged: outcome("unchanged"),
+            patched: outcome("patched"),
+            denied: outcome("denied"),
+            failed: outcome("failed"),
+            duration,
+        };
+
+        let asked = Family::<ResourceLabels, Counter>::default();
+        registry.register(
+            "live_lookups",
+            "Questions to the API server that an admission request waited for",
+            asked.clone(),
+        );
+        let lookup = |resource| asked.get_or_create_owned(&ResourceLabels { resource });
+        let lookups = LookupMetrics {
+            policies: lookup("securitygrouppolicies"),
+            service_accounts: lookup("serviceaccounts"),
+        };
+
+        let definition_installed = Gauge::<i64>::default();
+        registry.register(
+            "policy_definition_installed",
+            "1 if the API server knows SecurityGroupPolicies",
+            definition_installed.clone(),
+        );
+        let policies = Family::<StateLabels, Gauge>::default();
+        registry.register(
+            "policies",
+            "SecurityGroupPolicies by state",
+            policies.clone(),
+        );
+        let watches = WatchMetrics {
+            definition_installed,
+            valid_policies: policies.get_or_create_owned(&StateLabels { state: "valid" }),
+            invalid_policies: policies.get_or_create_owned(&StateLabels { state: "invalid" }),
+        };
+
+        Self {
+            registry,
+            admission,
+            lookups,
+            watches,
+        }
+    }
+
+    /// All metrics as text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a string takes all that is written to it");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl WatchMetrics {
+    /// Notes how many policies there are.
+    pub fn count_policies(&self, valid: usize, invalid: usize) {
+        self.valid_policies
+            .set(i64::try_from(valid).unwrap_or(i64::MAX));
+        self.invalid_policies
+            .set(i64::try_from(invalid).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_there_from_the_start_and_moves() {
+        let metrics = Metrics::new();
+        metrics.admission.denied.inc();
+        metrics.watches.count_policies(3, 1);
+
+        let text = metrics.encode();
+        for line in [
+            r#"sgp_admission_requests_total{outcome="denied"} 1"#,
+            r#"sgp_admission_requests_total{outcome="patched"} 0"#,
+            r#"sgp_live_lookups_total{resource="serviceaccounts"} 0"#,
+            r#"sgp_policies{state="valid"} 3"#,
+            r#"sgp_policies{state="invalid"} 1"#,
+            "sgp_policy_definition_installed 0",
+            "sgp_admission_duration_seconds_count 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}

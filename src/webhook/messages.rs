@@ -1,0 +1,257 @@
+//! A decision's reasons in the user's words.
+//!
+//! Every text names the pod, the policy, the field and its value, why it matters and what
+//! to write instead.
+
+use std::fmt::Write;
+
+use crate::policy::decision::GROUPS_PER_INTERFACE;
+use crate::policy::{Concern, Decision, Denial, Pod, Policy, Unsupported};
+
+/// The most characters of one warning: the API server cuts off the rest (KEP-1693).
+const WARNING_CHARACTERS: usize = 256;
+
+/// The most characters of all warnings of one answer: the API server drops the rest.
+const WARNINGS_CHARACTERS: usize = 4096;
+
+/// The warnings of a decision, within the API server's limits.
+pub fn warnings(pod: &Pod<'_>, decision: &Decision<'_>) -> Vec<String> {
+    if decision.concerns.is_empty() {
+        return Vec::new();
+    }
+    let concerns = decision.concerns.iter();
+    within_limits(
+        concerns
+            .flat_map(|concern| warning(pod, decision, concern))
+            .collect(),
+    )
+}
+
+fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec<String> {
+    let pod = subject(pod);
+    let policies = || names(&decision.policies);
+    let text = match concern {
+        Concern::IgnoredPolicy(invalid) => {
+            format!(
+                "SecurityGroupPolicy \"{}\" is ignored: {}",
+                invalid.name, invalid.problem
+            )
+        }
+        Concern::MalformedGroup(policy, id) => format!(
+            "SecurityGroupPolicy \"{}\": {:?} is not the id of a security group (sg- and 8 or 17 \
+             hexadecimal digits); {pod} will wait for its interface until that is mended",
+            policy.name,
+            id.as_str()
+        ),
+        Concern::TooManyGroups => return too_many_groups(&pod, decision),
+        Concern::Unsupported(unsupported) => format!(
+            "{pod} runs without the security groups of {}: {}",
+            policies(),
+            explain(*unsupported)
+        ),
+        Concern::GracePeriodSet(seconds) => format!(
+            "{pod}: spec.terminationGracePeriodSeconds was 0 and is set to {seconds}: its \
+             interface ({}) is removed from the node only while the pod still exists",
+            policies()
+        ),
+        Concern::GracePeriodZero => format!(
+            "{pod}: spec.terminationGracePeriodSeconds is 0, so that its interface ({}) may \
+             stay behind on the node; write 1 or more, 30 is the default",
+            policies()
+        ),
+    };
+    vec![text]
+}
+
+fn too_many_groups(pod: &str, decision: &Decision<'_>) -> Vec<String> {
+    let count = decision.group_ids.len();
+    let mut lines = vec![format!(
+        "{pod} gets {count} security groups; EC2 takes {GROUPS_PER_INTERFACE} for an interface \
+         unless the account's quota was raised, and gives it none otherwise. They come from:"
+    )];
+    lines.extend(decision.policies.iter().map(|policy| {
+        let ids: Vec<_> = policy.group_ids.iter().map(|id| id.as_str()).collect();
+        format!(
+            "SecurityGroupPolicy \"{}\": {}",
+            policy.name,
+            ids.join(", ")
+        )
+    }));
+    lines
+}
+
+/// The message of a refusal.
+pub fn denial(
+    pod: &Pod<'_>,
+    namespace: &str,
+    decision: &Decision<'_>,
+    denial: &Denial<'_>,
+) -> String {
+    let subject = subject(pod);
+    let policies = names(&decision.policies);
+    match denial {
+        Denial::GracePeriodZero => format!(
+            "{subject}: {policies} gives it security groups, but \
+             spec.terminationGracePeriodSeconds is 0. The VPC CNI plugin asks the API server for \
+             the pod's address while it removes the pod's network; a pod that is gone at once \
+             leaves its network behind on the node. Write terminationGracePeriodSeconds: 1 or \
+             more (30 is the default), or leave it out"
+        ),
+        Denial::Unsupported(unsupported) => format!(
+            "{subject}: {policies} gives it security groups, but {}. {}, or change the policy so \
+             that it does not select the pod",
+            explain(*unsupported),
+            way_out(*unsupported)
+        ),
+        Denial::MissingServiceAccount(awaiting) => format!(
+            "{subject}: spec.serviceAccountName is {:?}, but namespace {namespace:?} has no such \
+             ServiceAccount, and {} selects pods by its labels. Create the ServiceAccount first, \
+             or name one that exists",
+            pod.service_account_name(),
+            names(awaiting)
+        ),
+    }
+}
+
+/// How a message calls the pod, which may have no name yet.
+pub fn subject(pod: &Pod<'_>) -> String {
+    let given = |name: &Option<crate::policy::pod::Text<'_>>| {
+        name.as_ref()
+            .map(|name| name.as_str().to_owned())
+            .filter(|name| !name.is_empty())
+    };
+    match (
+        given(&pod.metadata.name),
+        given(&pod.metadata.generate_name),
+    ) {
+        (Some(name), _) => format!("pod {name:?}"),
+        (None, Some(prefix)) => format!("pod with generateName {prefix:?}"),
+        (None, None) => "pod without a name".to_owned(),
+    }
+}
+
+fn explain(unsupported: Unsupported) -> &'static str {
+    match unsupported {
+        Unsupported::HostNetwork => {
+            "spec.hostNetwork is true, and a pod on its node's network has no interface of its own"
+        }
+        Unsupported::Windows => {
+            "spec.os.name or spec.nodeSelector[kubernetes.io/os] is \"windows\", and Windows pods \
+             get no branch interface"
+        }
+    }
+}
+
+fn way_out(unsupported: Unsupported) -> &'static str {
+    match unsupported {
+        Unsupported::HostNetwork => "Leave hostNetwork out",
+        Unsupported::Windows => "Run the pod on Linux",
+    }
+}
+
+/// The policies by name; the first three if there are many.
+fn names(policies: &[&Policy]) -> String {
+    const NAMED: usize = 3;
+    let mut text = match policies {
+        [_] => "SecurityGroupPolicy ".to_owned(),
+        _ => "SecurityGroupPolicies ".to_owned(),
+    };
+    let named = policies
+        .iter()
+        .take(NAMED)
+        .map(|policy| format!("\"{}\"", policy.name));
+    text += &named.collect::<Vec<_>>().join(", ");
+    if policies.len() > NAMED {
+        // Writing to a string can't fail.
+        let _ = write!(text, " and {} more", policies.len() - NAMED);
+    }
+    text
+}
+
+/// Shortens and drops warnings so that the API server passes on all that is left, and says
+/// how many were dropped.
+fn within_limits(warnings: Vec<String>) -> Vec<String> {
+    /// Room for the line that counts what was dropped.
+    const RESERVED: usize = 40;
+    let count = warnings.len();
+    let mut left = WARNINGS_CHARACTERS - RESERVED;
+    let mut kept = Vec::new();
+    for warning in warnings {
+        let warning = shortened(&warning);
+        let length = warning.chars().count();
+        if length > left {
+            kept.push(format!("and {} more warnings", count - kept.len()));
+            break;
+        }
+        left -= length;
+        kept.push(warning);
+    }
+    kept
+}
+
+/// The warning in one line of at most [`WARNING_CHARACTERS`]; the API server drops one with
+/// control characters.
+fn shortened(warning: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    match warning.char_indices().nth(WARNING_CHARACTERS) {
+        None => warning.chars().map(printable).collect(),
+        Some(_) => {
+            let start = warning.chars().take(WARNING_CHARACTERS - 1);
+            start.map(printable).chain(['…']).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pod_is_called_by_the_name_that_it_has() {
+        for (metadata, called) in [
+            (r#"{"name": "web"}"#, r#"pod "web""#),
+            (
+                r#"{"name": "", "generateName": "web-"}"#,
+                r#"pod with generateName "web-""#,
+            ),
+            ("{}", "pod without a name"),
+        ] {
+            let json = format!(r#"{{"metadata": {metadata}}}"#);
+            assert_eq!(subject(&serde_json::from_str(&json).unwrap()), called);
+        }
+    }
+
+    #[test]
+    fn warnings_stay_within_the_api_servers_limits_and_count_what_is_missing() {
+        let long = "é".repeat(WARNING_CHARACTERS + 1);
+        let one = within_limits(vec![long.clone(), "short\nline".to_owned()]);
+        assert_eq!(one[0].chars().count(), WARNING_CHARACTERS);
+        assert!(one[0].ends_with('…'));
+        assert_eq!(one[1], "short line");
+
+        let many = within_limits(vec![long; 100]);
+        let characters: usize = many.iter().map(|warning| warning.chars().count()).sum();
+        assert!(characters <= WARNINGS_CHARACTERS, "{characters}");
+        assert_eq!(
+            many.last().unwrap(),
+            &format!("and {} more warnings", 100 - (many.len() - 1))
+        );
+    }
+
+    #[test]
+    fn many_policies_are_counted_rather_than_listed() {
+        let groups = serde_json::json!({"groupIds": ["sg-0123abcd"]});
+        let spec = serde_json::json!({"podSelector": {}, "securityGroups": groups});
+        let policies: Vec<_> = ["a", "b", "c", "d", "e"]
+            .map(|name| Policy::parse(name, &spec).unwrap())
+            .into();
+        let all: Vec<&Policy> = policies.iter().collect();
+
+        assert_eq!(names(&all[..1]), r#"SecurityGroupPolicy "a""#);
+        assert_eq!(names(&all[..2]), r#"SecurityGroupPolicies "a", "b""#);
+        assert_eq!(
+            names(&all),
+            r#"SecurityGroupPolicies "a", "b", "c" and 2 more"#
+        );
+    }
+}

@@ -1,0 +1,175 @@
+//! The admission webhook: TLS in front, a decision in the middle, an AdmissionReview out.
+//!
+//! Stateless, any number of replicas. Nothing in here calls EC2, and a request waits for the
+//! API server in two cases only: its namespace or its service account is so new that the
+//! watches have not brought it. A dry run is answered as any other request, because an
+//! answer leaves no trace.
+
+pub mod cluster;
+pub mod lookup;
+pub mod messages;
+pub mod mutate_pod;
+pub mod patch;
+pub mod review;
+pub mod server;
+pub mod watch;
+
+use std::any::Any;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use kube::Client;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use self::cluster::Cluster;
+use self::server::Limits;
+use crate::api::names::MUTATE_POD_PATH;
+use crate::policy::Settings;
+use crate::telemetry::metrics::Metrics;
+
+/// The most bytes of a request's body: what the API server takes for a request to itself.
+const BODY_LIMIT: usize = 3 * 1024 * 1024;
+
+/// How long a request may take from its headers to its answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The state that all requests share.
+pub struct Webhook {
+    cluster: Cluster,
+    settings: Settings,
+    metrics: Metrics,
+    draining: AtomicBool,
+}
+
+/// Where the webhook listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For the API server and the kubelet's probes, with TLS.
+    pub admission: TcpListener,
+    /// For `/metrics`, without TLS; `None` for no metrics.
+    pub metrics: Option<TcpListener>,
+}
+
+/// Runs the webhook until `shutdown` ends and the running requests are answered.
+pub async fn run(
+    client: Client,
+    listeners: Listeners,
+    tls: Arc<ServerConfig>,
+    settings: Settings,
+    shutdown: impl Future<Output = ()>,
+) {
+    let webhook = Arc::new(Webhook::new(client.clone(), settings));
+    let shutdown = async {
+        shutdown.await;
+        tracing::info!("shutting down");
+        webhook.draining.store(true, Ordering::Relaxed);
+    };
+    let admission = server::serve(
+        listeners.admission,
+        tls,
+        router(webhook.clone()),
+        Limits::default(),
+        shutdown,
+    );
+    tokio::select! {
+        () = admission => {}
+        () = watch::run(&webhook.cluster, client) => {
+            tracing::error!("the watches ended, without which no decision can be made");
+        }
+        () = serve_metrics(listeners.metrics, &webhook) => {}
+    }
+}
+
+impl Webhook {
+    fn new(client: Client, settings: Settings) -> Self {
+        let metrics = Metrics::new();
+        let cluster = Cluster::new(client, &metrics.lookups, metrics.watches.clone());
+        Self {
+            cluster,
+            settings,
+            metrics,
+            draining: AtomicBool::new(false),
+        }
+    }
+}
+
+fn router(webhook: Arc<Webhook>) -> Router {
+    Router::new()
+        .route(
+            MUTATE_POD_PATH,
+            post(mutate_pod::mutate_pod)
+                .layer(DefaultBodyLimit::max(BODY_LIMIT))
+                .layer(middleware::from_fn(require_json)),
+        )
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(ready))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            REQUEST_TIMEOUT,
+        ))
+        .layer(CatchPanicLayer::custom(panicked))
+        .with_state(webhook)
+}
+
+async fn require_json(request: Request, next: Next) -> Response {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let essence = content_type
+        .and_then(|value| value.to_str().ok())
+        .map(|value| value.split(';').next().unwrap_or(value).trim());
+    if essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+        return next.run(request).await;
+    }
+    let message = "the Content-Type must be application/json, as the API server sends it";
+    (StatusCode::UNSUPPORTED_MEDIA_TYPE, message).into_response()
+}
+
+/// Ready once every watch has brought its first full list, and until the shutdown begins.
+async fn ready(State(webhook): State<Arc<Webhook>>) -> Response {
+    if webhook.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down").into_response();
+    }
+    let waiting = webhook.cluster.out_of_sync();
+    if waiting.is_empty() {
+        return "ok".into_response();
+    }
+    let message = format!("waiting for the first list of {}", waiting.join(", "));
+    (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+}
+
+fn panicked(cause: Box<dyn Any + Send + 'static>) -> Response {
+    let cause = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let cause = cause.unwrap_or_else(|| "see the log".to_owned());
+    tracing::error!(cause, "a request was ended by a bug");
+    (
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "a bug in sgp ended this request; its log says more",
+    )
+        .into_response()
+}
+
+async fn serve_metrics(listener: Option<TcpListener>, webhook: &Arc<Webhook>) {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    let encode = async |State(webhook): State<Arc<Webhook>>| {
+        let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, text)], webhook.metrics.encode())
+    };
+    let router = Router::new()
+        .route("/metrics", get(encode))
+        .with_state(webhook.clone());
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "metrics are served no more");
+    }
+}

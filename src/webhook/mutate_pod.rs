@@ -1,0 +1,166 @@
+//! `/mutate-v1-pod`: what a pod lacks at its creation.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use json_patch::Patch;
+
+use super::Webhook;
+use super::cluster::Unknown;
+use super::messages;
+use super::patch::patch;
+use super::review::{self, Answer, Refusal, Request, Unreadable};
+use crate::policy::service_accounts::ServiceAccountLabels;
+use crate::policy::{NamespacePolicies, Pod, ServiceAccount, decide};
+
+/// Answers one AdmissionReview.
+pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
+    let begin = Instant::now();
+    let response = match review::read::<Pod<'_>>(&body) {
+        Ok(request) => {
+            let answer = webhook.answer(&request).await;
+            answer.for_uid(request.uid.as_str())
+        }
+        Err(unreadable) => webhook.refuse_unreadable(&unreadable),
+    };
+    webhook
+        .metrics
+        .admission
+        .duration
+        .observe(begin.elapsed().as_secs_f64());
+    response
+}
+
+impl Webhook {
+    async fn answer(&self, request: &Request<'_, Pod<'_>>) -> Answer {
+        let metrics = &self.metrics.admission;
+        if let Err(refusal) = expect_pod(request) {
+            metrics.failed.inc();
+            tracing::warn!(
+                message = refusal.message,
+                "request that is not for this path"
+            );
+            return Answer::denied(refusal, Vec::new());
+        }
+        let pod = match &request.object {
+            Some(pod) if request.operation.as_str() == "CREATE" => pod,
+            // A pod's containers and labels are looked at once, when it is created.
+            _ => {
+                metrics.unchanged.inc();
+                return Answer::allowed(Patch::default(), Vec::new());
+            }
+        };
+        match self.decide(request.namespace(), pod).await {
+            Ok(answer) => answer,
+            Err(unknown) => {
+                metrics.failed.inc();
+                tracing::warn!(namespace = request.namespace(), %unknown, "no decision");
+                let message = format!(
+                    "{}: it can't be decided whether a SecurityGroupPolicy selects it: {unknown}. \
+                     Try again; controllers do so by themselves",
+                    messages::subject(pod)
+                );
+                Answer::denied(Refusal::unavailable(message), Vec::new())
+            }
+        }
+    }
+
+    async fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Result<Answer, Unknown> {
+        static NO_POLICIES: LazyLock<Arc<NamespacePolicies>> = LazyLock::new(Arc::default);
+        let policies = self.cluster.policies(namespace).await?;
+        let policies = policies.as_ref().unwrap_or(&NO_POLICIES);
+        let labels = self
+            .service_account_labels(namespace, pod, policies)
+            .await?;
+        let service_account = match &labels {
+            Some(labels) => ServiceAccount::Labels(labels.as_ref()),
+            None => ServiceAccount::Missing,
+        };
+        let decision = decide(pod, policies, service_account, self.settings);
+
+        let metrics = &self.metrics.admission;
+        let warnings = messages::warnings(pod, &decision);
+        if let Some(denial) = &decision.denial {
+            let message = messages::denial(pod, namespace, &decision, denial);
+            metrics.denied.inc();
+            tracing::info!(namespace, message, "pod refused");
+            return Ok(Answer::denied(Refusal::forbidden(message), warnings));
+        }
+        let patch = patch(pod, &decision.changes);
+        let counter = if patch.is_empty() {
+            &metrics.unchanged
+        } else {
+            &metrics.patched
+        };
+        counter.inc();
+        tracing::debug!(
+            namespace,
+            pod = messages::subject(pod),
+            policies = decision.policies.len(),
+            changes = ?decision.changes,
+            "pod let in"
+        );
+        Ok(Answer::allowed(patch, warnings))
+    }
+
+    /// The labels of the pod's service account, as far as any policy asks for them; `None`
+    /// if one does and there is no such account.
+    async fn service_account_labels(
+        &self,
+        namespace: &str,
+        pod: &Pod<'_>,
+        policies: &NamespacePolicies,
+    ) -> Result<Option<ServiceAccountLabels>, Unknown> {
+        static NOT_ASKED_FOR: LazyLock<ServiceAccountLabels> =
+            LazyLock::new(|| Arc::new(BTreeMap::new()));
+        if !policies.ask_for_service_accounts() {
+            return Ok(Some(NOT_ASKED_FOR.clone()));
+        }
+        self.cluster
+            .service_account_labels(namespace, pod.service_account_name())
+            .await
+    }
+
+    fn refuse_unreadable(&self, unreadable: &Unreadable) -> Response {
+        self.metrics.admission.failed.inc();
+        tracing::warn!(%unreadable, "unreadable request");
+        match unreadable {
+            Unreadable::Review(_) => {
+                (StatusCode::BAD_REQUEST, unreadable.to_string()).into_response()
+            }
+            Unreadable::Object { uid, .. } => {
+                let refusal = Refusal::bad_request(unreadable.to_string());
+                Answer::denied(refusal, Vec::new()).for_uid(uid)
+            }
+        }
+    }
+}
+
+/// Refuses what a wrong webhook configuration sends here.
+fn expect_pod(request: &Request<'_, Pod<'_>>) -> Result<(), Refusal> {
+    let (kind, resource) = (&request.kind, &request.resource);
+    let is_pod = kind.group.as_str().is_empty()
+        && kind.version.as_str() == "v1"
+        && kind.kind.as_str() == "Pod"
+        && resource.group.as_str().is_empty()
+        && resource.version.as_str() == "v1"
+        && resource.resource.as_str() == "pods"
+        && request.sub_resource().is_empty();
+    if is_pod {
+        return Ok(());
+    }
+    Err(Refusal::bad_request(format!(
+        "this path takes kind Pod of v1 and resource pods, not kind {:?} of {:?} {:?} and \
+         resource {:?} {:?}; correct the rules of the MutatingWebhookConfiguration",
+        kind.kind.as_str(),
+        kind.group.as_str(),
+        kind.version.as_str(),
+        resource.resource.as_str(),
+        request.sub_resource(),
+    )))
+}

@@ -1,0 +1,153 @@
+//! The changes of a decision as a JSON patch (RFC 6902) of the pod.
+
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation};
+use serde_json::{Value, json};
+
+use crate::api::names::{FARGATE_POD_SG, POD_ENI};
+use crate::policy::pod::Resources;
+use crate::policy::{Change, Pod};
+
+/// The smallest patch that makes `changes` to `pod`. Parents that are missing are added.
+pub fn patch(pod: &Pod<'_>, changes: &[Change]) -> Patch {
+    let operations = changes.iter().flat_map(|change| match change {
+        Change::RequestBranchInterface => request_branch_interface(pod),
+        Change::SetGracePeriod(seconds) => vec![set_grace_period(pod, *seconds)],
+        Change::SetFargateGroups(ids) => vec![set_fargate_groups(pod, ids)],
+        Change::RemoveFargateGroups => vec![PatchOperation::Remove(RemoveOperation {
+            path: pointer(&["metadata", "annotations", FARGATE_POD_SG]),
+        })],
+    });
+    Patch(operations.collect())
+}
+
+fn request_branch_interface(pod: &Pod<'_>) -> Vec<PatchOperation> {
+    const FIRST: [&str; 4] = ["spec", "containers", "0", "resources"];
+    let one = json!({POD_ENI: "1"});
+    let Some(Resources { limits, requests }) = pod.first_container_resources().flatten() else {
+        return vec![add(&FIRST, json!({"limits": one, "requests": one}))];
+    };
+    let lists = [("limits", limits), ("requests", requests)];
+    let add_to = |(list, present): (&str, Option<_>)| {
+        let [spec, containers, first, resources] = FIRST;
+        match present {
+            None => add(&[spec, containers, first, resources, list], one.clone()),
+            Some(_) => add(
+                &[spec, containers, first, resources, list, POD_ENI],
+                json!("1"),
+            ),
+        }
+    };
+    lists.map(add_to).into()
+}
+
+fn set_grace_period(pod: &Pod<'_>, seconds: i64) -> PatchOperation {
+    let path = &["spec", "terminationGracePeriodSeconds"];
+    match pod.spec.termination_grace_period_seconds {
+        None => add(path, json!(seconds)),
+        Some(_) => replace(path, json!(seconds)),
+    }
+}
+
+fn set_fargate_groups(pod: &Pod<'_>, ids: &str) -> PatchOperation {
+    let path = &["metadata", "annotations", FARGATE_POD_SG];
+    match &pod.metadata.annotations {
+        None => add(&path[..2], json!({FARGATE_POD_SG: ids})),
+        Some(annotations) if annotations.fargate_groups.is_none() => add(path, json!(ids)),
+        Some(_) => replace(path, json!(ids)),
+    }
+}
+
+fn add(path: &[&str], value: Value) -> PatchOperation {
+    PatchOperation::Add(AddOperation {
+        path: pointer(path),
+        value,
+    })
+}
+
+fn replace(path: &[&str], value: Value) -> PatchOperation {
+    PatchOperation::Replace(ReplaceOperation {
+        path: pointer(path),
+        value,
+    })
+}
+
+/// A path from its tokens, so that a `/` in a name is escaped.
+fn pointer(tokens: &[&str]) -> PointerBuf {
+    PointerBuf::from_tokens(tokens.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pod after the changes, as the API server would have it.
+    fn patched(pod: &Value, changes: &[Change]) -> Value {
+        let json = pod.to_string();
+        let patch = patch(&serde_json::from_str(&json).unwrap(), changes);
+        let mut pod = pod.clone();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        pod
+    }
+
+    #[test]
+    fn branch_interface_is_added_beside_what_the_container_has() {
+        let both = json!({"limits": {POD_ENI: "1"}, "requests": {POD_ENI: "1"}});
+        for (resources, expected) in [
+            (json!({}), both.clone()),
+            (
+                json!({"claims": []}),
+                json!({
+                    "claims": [], "limits": {POD_ENI: "1"}, "requests": {POD_ENI: "1"}
+                }),
+            ),
+            (json!({"limits": null}), both.clone()),
+            (
+                json!({"limits": {"cpu": "1"}, "requests": {}}),
+                json!({"limits": {"cpu": "1", POD_ENI: "1"}, "requests": {POD_ENI: "1"}}),
+            ),
+        ] {
+            let pod = json!({"spec": {"containers": [{"resources": resources}, {"name": "b"}]}});
+            let patched = patched(&pod, &[Change::RequestBranchInterface]);
+            let expected =
+                json!({"spec": {"containers": [{"resources": expected}, {"name": "b"}]}});
+            assert_eq!(patched, expected, "{resources}");
+        }
+        let pod = json!({"spec": {"containers": [{"name": "a"}]}});
+        let patched = patched(&pod, &[Change::RequestBranchInterface]);
+        assert_eq!(patched["spec"]["containers"][0]["resources"], both);
+    }
+
+    #[test]
+    fn grace_period_is_added_or_replaced() {
+        for spec in [json!({}), json!({"terminationGracePeriodSeconds": 0})] {
+            let patched = patched(&json!({ "spec": spec }), &[Change::SetGracePeriod(30)]);
+            assert_eq!(
+                patched,
+                json!({"spec": {"terminationGracePeriodSeconds": 30}})
+            );
+        }
+    }
+
+    #[test]
+    fn fargate_annotation_is_added_replaced_or_removed() {
+        let set = [Change::SetFargateGroups("sg-1,sg-2".into())];
+        for (metadata, expected) in [
+            (json!({}), json!({FARGATE_POD_SG: "sg-1,sg-2"})),
+            (
+                json!({"annotations": {}}),
+                json!({FARGATE_POD_SG: "sg-1,sg-2"}),
+            ),
+            (
+                json!({"annotations": {"a": "b", FARGATE_POD_SG: "sg-9"}}),
+                json!({"a": "b", FARGATE_POD_SG: "sg-1,sg-2"}),
+            ),
+        ] {
+            let patched = patched(&json!({ "metadata": metadata }), &set);
+            assert_eq!(patched["metadata"]["annotations"], expected);
+        }
+        let pod = json!({"metadata": {"annotations": {"a": "b", FARGATE_POD_SG: "sg-9"}}});
+        let patched = patched(&pod, &[Change::RemoveFargateGroups]);
+        assert_eq!(patched, json!({"metadata": {"annotations": {"a": "b"}}}));
+    }
+}

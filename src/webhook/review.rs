@@ -1,0 +1,332 @@
+//! AdmissionReview in and out (`admission.k8s.io/v1`, Kubernetes documentation, "Dynamic
+//! Admission Control").
+
+use axum::body::Bytes;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use json_patch::Patch;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::policy::pod::Text;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+
+/// What the API server asks, with the fields of the object that `O` needs. Whatever else
+/// the review holds is skipped unread.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request<'a, O> {
+    /// Names this call; the answer must repeat it.
+    #[serde(borrow)]
+    pub uid: Text<'a>,
+    /// The type of the object.
+    #[serde(borrow, default)]
+    pub kind: Kind<'a>,
+    /// The resource that the caller addressed.
+    #[serde(borrow, default)]
+    pub resource: Resource<'a>,
+    /// For example `ephemeralcontainers`; empty or absent for the resource itself.
+    #[serde(borrow)]
+    sub_resource: Option<Text<'a>>,
+    #[serde(borrow)]
+    namespace: Option<Text<'a>>,
+    /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
+    #[serde(borrow, default)]
+    pub operation: Text<'a>,
+    /// Whether nothing of this will be stored.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Absent for deletions.
+    #[serde(default = "Option::default")]
+    pub object: Option<O>,
+}
+
+/// A type, as a review names it.
+#[derive(Debug, Default, Deserialize)]
+pub struct Kind<'a> {
+    /// Empty for the core group.
+    #[serde(borrow, default)]
+    pub group: Text<'a>,
+    /// For example `v1`.
+    #[serde(borrow, default)]
+    pub version: Text<'a>,
+    /// For example `Pod`.
+    #[serde(borrow, default)]
+    pub kind: Text<'a>,
+}
+
+/// A resource, as a review names it.
+#[derive(Debug, Default, Deserialize)]
+pub struct Resource<'a> {
+    /// Empty for the core group.
+    #[serde(borrow, default)]
+    pub group: Text<'a>,
+    /// For example `v1`.
+    #[serde(borrow, default)]
+    pub version: Text<'a>,
+    /// For example `pods`.
+    #[serde(borrow, default)]
+    pub resource: Text<'a>,
+}
+
+impl<O> Request<'_, O> {
+    /// The namespace of the object; empty for objects that have none.
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_ref().map_or("", Text::as_str)
+    }
+
+    /// The part of the resource that the caller addressed; empty for all of it.
+    pub fn sub_resource(&self) -> &str {
+        self.sub_resource.as_ref().map_or("", Text::as_str)
+    }
+}
+
+/// Why a body could not be read.
+#[derive(Debug, Error)]
+pub enum Unreadable {
+    /// It is no review, so that there is nothing to answer in.
+    #[error("the body is not an AdmissionReview of admission.k8s.io/v1: {0}")]
+    Review(String),
+    /// The review is one, but its object is not what the path takes.
+    #[error("the object of the AdmissionReview can't be read: {problem}")]
+    Object {
+        /// The review's uid, to answer with.
+        uid: String,
+        /// What is wrong, with the place in the body.
+        problem: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
+struct Review<'a, O> {
+    #[serde(borrow)]
+    api_version: Text<'a>,
+    #[serde(borrow)]
+    kind: Text<'a>,
+    #[serde(borrow, default = "Option::default")]
+    request: Option<Request<'a, O>>,
+}
+
+/// Reads the request of a review.
+pub fn read<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<Request<'a, O>, Unreadable> {
+    match read_review(body) {
+        Err(Unreadable::Review(problem)) => {
+            // Without looking at the object: is it only the object that is wrong?
+            let uid = read_review::<IgnoredAny>(body)?.uid.as_str().to_owned();
+            Err(Unreadable::Object { uid, problem })
+        }
+        read => read,
+    }
+}
+
+fn read_review<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<Request<'a, O>, Unreadable> {
+    let review: Review<'a, O> =
+        serde_json::from_slice(body).map_err(|error| Unreadable::Review(error.to_string()))?;
+    if review.api_version.as_str() != API_VERSION || review.kind.as_str() != KIND {
+        return Err(Unreadable::Review(format!(
+            "it is {:?} of {:?}",
+            review.kind.as_str(),
+            review.api_version.as_str()
+        )));
+    }
+    review
+        .request
+        .ok_or_else(|| Unreadable::Review("it has no request".to_owned()))
+}
+
+/// What the API server is told.
+#[derive(Debug)]
+pub struct Answer {
+    verdict: Verdict,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    Allowed(Patch),
+    Denied(Refusal),
+}
+
+/// Why the object is not let in.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Refusal {
+    /// The HTTP status that the caller sees.
+    pub code: StatusCode,
+    /// The machine-readable reason that `kubectl` prints in brackets.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// The object is not wanted as it is.
+    pub fn forbidden(message: String) -> Self {
+        Self {
+            code: StatusCode::FORBIDDEN,
+            reason: "Forbidden",
+            message,
+        }
+    }
+
+    /// The call makes no sense on this path.
+    pub fn bad_request(message: String) -> Self {
+        Self {
+            code: StatusCode::BAD_REQUEST,
+            reason: "BadRequest",
+            message,
+        }
+    }
+
+    /// It can't be decided just now; controllers try again by themselves.
+    pub fn unavailable(message: String) -> Self {
+        let code = StatusCode::SERVICE_UNAVAILABLE;
+        Self {
+            code,
+            reason: "ServiceUnavailable",
+            message,
+        }
+    }
+}
+
+impl Answer {
+    /// Lets the object in with the changes of `patch`, which may be none.
+    pub fn allowed(patch: Patch, warnings: Vec<String>) -> Self {
+        Self {
+            verdict: Verdict::Allowed(patch),
+            warnings,
+        }
+    }
+
+    /// Refuses the object.
+    pub fn denied(refusal: Refusal, warnings: Vec<String>) -> Self {
+        Self {
+            verdict: Verdict::Denied(refusal),
+            warnings,
+        }
+    }
+
+    /// The answer as the response to the review with this uid.
+    pub fn for_uid(&self, uid: &str) -> Response {
+        let mut response = ReviewResponse {
+            uid,
+            allowed: matches!(self.verdict, Verdict::Allowed(_)),
+            status: None,
+            patch: None,
+            patch_type: None,
+            warnings: &self.warnings,
+        };
+        match &self.verdict {
+            Verdict::Allowed(patch) if patch.0.is_empty() => {}
+            Verdict::Allowed(patch) => {
+                let json = serde_json::to_vec(patch).expect("a patch is made of JSON values");
+                response.patch = Some(BASE64.encode(json));
+                response.patch_type = Some("JSONPatch");
+            }
+            Verdict::Denied(refusal) => {
+                response.status = Some(Status {
+                    code: refusal.code.as_u16(),
+                    reason: refusal.reason,
+                    message: &refusal.message,
+                });
+            }
+        }
+        let review = ReviewAnswer {
+            api_version: API_VERSION,
+            kind: KIND,
+            response,
+        };
+        let body = serde_json::to_vec(&review).expect("an answer is made of strings");
+        let json = HeaderValue::from_static("application/json");
+        ([(header::CONTENT_TYPE, json)], Bytes::from(body)).into_response()
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReviewAnswer<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: ReviewResponse<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReviewResponse<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    code: u16,
+    reason: &'static str,
+    message: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Pod;
+
+    #[test]
+    fn body_that_is_no_review_is_told_from_one_with_a_strange_object() {
+        let review = |rest: &str| {
+            format!(r#"{{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", {rest}}}"#)
+        };
+        for (body, object_only) in [
+            (String::new(), false),
+            ("[]".to_owned(), false),
+            (r#"{"kind": "AdmissionReview"}"#.to_owned(), false),
+            (review(r#""request": {"uid": "1", "object": {}"#), false),
+            (review(r#""request": null"#), false),
+            (review(r#""request": {"object": {}}"#), false),
+            (
+                review(r#""request": {"uid": "1", "object": {"spec": 7}}"#),
+                true,
+            ),
+            (
+                review(r#""request": {"uid": "1", "object": {"spec": {"hostNetwork": "no"}}}"#),
+                true,
+            ),
+            (
+                r#"{"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview",
+                    "request": {"uid": "1", "object": {}}}"#
+                    .to_owned(),
+                false,
+            ),
+        ] {
+            match read::<Pod>(body.as_bytes()) {
+                Err(Unreadable::Object { uid, .. }) => {
+                    assert!(object_only, "{body}");
+                    assert_eq!(uid, "1");
+                }
+                Err(Unreadable::Review(_)) => assert!(!object_only, "{body}"),
+                Ok(request) => panic!("{body} was read as {request:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn request_without_an_object_is_read() {
+        let body = br#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "1", "operation": "DELETE", "object": null, "dryRun": true}}"#;
+        let request = read::<Pod>(body).unwrap();
+
+        assert!(request.object.is_none() && request.dry_run);
+        assert_eq!(request.namespace(), "");
+    }
+}

@@ -1,0 +1,144 @@
+//! HTTP/1.1 and HTTP/2 over TLS, every step bounded in time.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+
+/// Bounds of one server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time; more wait in the kernel's backlog.
+    pub connections: usize,
+    /// From a connection's first byte to the end of its TLS handshake.
+    pub handshake: Duration,
+    /// From one HTTP/1.1 request's end to the end of the next one's headers. Longer than the
+    /// API server keeps idle connections (90 s), so that it never meets one that we close.
+    pub header: Duration,
+    /// Between a silent HTTP/2 connection's last sign of life and the ping that asks for one.
+    pub keep_alive: Duration,
+    /// Until a shutdown stops to wait for running requests.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            handshake: Duration::from_secs(5),
+            header: Duration::from_secs(120),
+            keep_alive: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until `shutdown` ends, then finishes the requests that run.
+///
+/// # Errors
+///
+/// None while it runs: a connection that can't be accepted is the client's loss. The
+/// listener's address can't be lost.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let server = Server {
+        tls: TlsAcceptor::from(tls),
+        router,
+        limits,
+    };
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let graceful = GracefulShutdown::new();
+    let accept = async {
+        loop {
+            let place = places.clone().acquire_owned().await.expect("never closed");
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(server.clone().connection(stream, graceful.watcher(), place));
+                }
+                Err(error) => recover(&error).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = shutdown => {}
+    }
+    // No new connections from here on; the port is free for a successor.
+    drop(listener);
+    if tokio::time::timeout(limits.drain, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("requests still ran at the end of the drain time and were cut off");
+    }
+}
+
+/// A connection that was reset before it was taken is none of our business; a process
+/// without file descriptors has to wait until it has some again.
+async fn recover(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if !matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    ) {
+        tracing::error!(%error, "no connection can be accepted");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[derive(Clone)]
+struct Server {
+    tls: TlsAcceptor,
+    router: Router,
+    limits: Limits,
+}
+
+impl Server {
+    async fn connection(self, stream: TcpStream, watcher: Watcher, _place: OwnedSemaphorePermit) {
+        let limits = self.limits;
+        // Answers are small and waited for.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection lost");
+            return;
+        }
+        let handshake = tokio::time::timeout(limits.handshake, self.tls.accept(stream));
+        let stream = match handshake.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!("TLS handshake took too long"),
+        };
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limits.keep_alive)
+            .keep_alive_timeout(limits.handshake)
+            .max_concurrent_streams(1_000);
+        let service = TowerToHyperService::new(self.router);
+        let connection = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "connection ended early");
+        }
+    }
+}
