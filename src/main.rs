@@ -1,3 +1,7 @@
 //! The `sgp` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sgp::cli::run()
+}

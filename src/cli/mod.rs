@@ -1,0 +1,106 @@
+//! Flags and wiring. No logic: each subcommand gathers what its room needs and runs it.
+
+mod crds;
+mod dev;
+mod webhook;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::logs;
+
+/// Gives Kubernetes pods EC2 security groups of their own.
+///
+/// A SecurityGroupPolicy selects pods by their labels or by those of their service account.
+/// The webhook asks for a branch network interface for each pod that one selects.
+#[derive(Debug, Parser)]
+#[command(name = "sgp", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten, next_help_heading = "Logging")]
+    logs: logs::LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Webhook(webhook::WebhookArgs),
+    Dev(dev::DevArgs),
+    Crds(crds::CrdsArgs),
+}
+
+/// Runs the command that the process was called with.
+///
+/// The exit code is 0 for success, 1 for a failure that is told on standard error, and 2
+/// for arguments that make no sense.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Webhook(webhook) => {
+            logs::init(&arguments.logs);
+            webhook.run()
+        }
+        Command::Dev(dev) => dev.run(&arguments.logs),
+        Command::Crds(crds) => crds.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("{}: {error:#}", style::ERROR.paint("error"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Colours, which `anstream` leaves out where the output is no terminal.
+mod style {
+    use anstyle::{AnsiColor, Style};
+
+    /// One style and how to write in it.
+    #[derive(Clone, Copy)]
+    pub(super) struct Paint(Style);
+
+    pub(super) const ERROR: Paint = Paint(AnsiColor::Red.on_default().bold());
+
+    impl Paint {
+        pub(super) fn paint(self, text: &str) -> String {
+            format!("{style}{text}{style:#}", style = self.0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_refused_while_parsing() {
+        for (arguments, understood) in [
+            (&["sgp", "webhook"][..], true),
+            (&["sgp", "webhook", "--tls-cert", "tls.crt", "--tls-key", "tls.key"], true),
+            (&["sgp", "webhook", "--tls-cert", "tls.crt"], false),
+            (&["sgp", "webhook", "--tls-key", "tls.key"], false),
+            (&["sgp", "webhook", "--tls-cert", "a", "--tls-key", "b", "--tls-name", "c"], false),
+            (&["sgp", "webhook", "--grace-period-policy", "set"], true),
+            (&["sgp", "webhook", "--grace-period-policy", "ignore"], false),
+            (&["sgp", "webhook", "--unsupported-pods", "deny"], true),
+            (&["sgp", "webhook", "--listen", "127.0.0.1"], false),
+            (&["sgp", "webhook", "--log-level", "sgp=noisy"], false),
+            (&["sgp", "dev", "--demo", "--exit"], true),
+            (&["sgp", "dev", "--exit"], false),
+            (&["sgp", "crds", "eniconfigs"], true),
+            (&["sgp"], false),
+        ] {
+            let parsed = Arguments::try_parse_from(arguments);
+            assert_eq!(parsed.is_ok(), understood, "{arguments:?}: {parsed:?}");
+        }
+    }
+}

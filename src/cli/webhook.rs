@@ -1,0 +1,144 @@
+//! `sgp webhook`: flags and order of start-up.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::names::MUTATING_WEBHOOK_CONFIGURATION;
+use crate::policy::{GracePeriodPolicy, Settings, UnsupportedPodPolicy};
+use crate::tls::{ServingCertificate, ca_bundle};
+use crate::webhook::{self, Listeners};
+
+/// Run the admission webhook
+///
+/// Answers the API server at /mutate-v1-pod over TLS; /healthz and /readyz are for probes.
+/// Ends on SIGTERM or SIGINT once the requests that run are answered.
+#[derive(Debug, Args)]
+pub(super) struct WebhookArgs {
+    /// Address and port to serve on
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9443")]
+    listen: SocketAddr,
+
+    /// Address and port to serve /metrics on, without TLS; none if not given
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
+
+    /// Kubeconfig file; by default $KUBECONFIG, ~/.kube/config or the pod's service account
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Certificate chain to serve with, as PEM
+    ///
+    /// Without it a CA and a certificate are made at every start, and the CA is written into
+    /// the webhook configuration; that is for one replica only.
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
+    tls_cert: Option<PathBuf>,
+
+    /// Private key of the certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    tls_key: Option<PathBuf>,
+
+    /// DNS name or IP address to make the certificate for; may be repeated
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with = "tls_cert",
+        default_values_t = ["sgp-webhook.sgp-system.svc".to_owned(), "localhost".to_owned()],
+        help_heading = "TLS"
+    )]
+    tls_name: Vec<String>,
+
+    /// MutatingWebhookConfiguration to write the CA into, where one is made
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = MUTATING_WEBHOOK_CONFIGURATION,
+        help_heading = "TLS"
+    )]
+    webhook_configuration: String,
+
+    /// What to do with a pod with security groups whose terminationGracePeriodSeconds is 0
+    ///
+    /// Such a pod is gone before the VPC CNI plugin can remove its network.
+    #[arg(long, value_enum, default_value_t, help_heading = "Decisions")]
+    grace_period_policy: GracePeriodPolicy,
+
+    /// What to do with a pod that a policy selects but that can have no branch interface
+    ///
+    /// Those are pods on the host's network and Windows pods.
+    #[arg(long, value_enum, default_value_t, help_heading = "Decisions")]
+    unsupported_pods: UnsupportedPodPolicy,
+}
+
+impl WebhookArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        // Before anything that takes time, so that no signal ends us unasked.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+
+        let certificate = self.certificate()?;
+        let ca_bundle = certificate.ca_bundle().map(str::to_owned);
+        let tls = certificate.into_server_config()?;
+        let client = self.client().await?;
+        let listeners = Listeners {
+            admission: listen(self.listen).await?,
+            metrics: match self.metrics_listen {
+                Some(address) => Some(listen(address).await?),
+                None => None,
+            },
+        };
+        if let Some(ca_bundle) = ca_bundle {
+            let (client, name) = (client.clone(), self.webhook_configuration.clone());
+            tokio::spawn(async move { ca_bundle::keep(client, &name, &ca_bundle).await });
+        }
+        let settings = Settings {
+            grace_period: self.grace_period_policy,
+            unsupported_pods: self.unsupported_pods,
+        };
+        tracing::info!(address = %listeners.admission.local_addr()?, "serving");
+        webhook::run(client, listeners, tls, settings, shutdown).await;
+        Ok(())
+    }
+
+    fn certificate(&self) -> anyhow::Result<ServingCertificate> {
+        Ok(match (&self.tls_cert, &self.tls_key) {
+            (Some(chain), Some(key)) => ServingCertificate::from_files(chain, key)?,
+            _ => ServingCertificate::make(&self.tls_name)?,
+        })
+    }
+
+    async fn client(&self) -> anyhow::Result<Client> {
+        let mut config = match &self.kubeconfig {
+            Some(path) => {
+                let kubeconfig = Kubeconfig::read_from(path)?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(kubeconfig, &options).await?
+            }
+            None => Config::infer().await.context("no cluster to talk to; give --kubeconfig")?,
+        };
+        config.connect_timeout = Some(Duration::from_secs(5));
+        Client::try_from(config).context("the cluster's configuration can't be used")
+    }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
+}
