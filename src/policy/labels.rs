@@ -21,7 +21,8 @@ impl Labels for BTreeMap<String, String> {
     }
 
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
     }
 }
 
@@ -32,6 +33,7 @@ impl Labels for [(Cow<'_, str>, Cow<'_, str>)] {
     }
 
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+        self.iter()
+            .map(|(key, value)| (key.as_ref(), value.as_ref()))
     }
 }
