@@ -244,12 +244,18 @@ mod tests {
         rustix::process::test_kill_process(id).is_ok()
     }
 
-    fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !condition() {
             assert!(Instant::now() < deadline, "{what} did not come true");
             thread::sleep(POLL_INTERVAL);
         }
+    }
+
+    fn wrote(process: &Process, words: &str) -> bool {
+        fs::read_to_string(process.log_path())
+            .unwrap()
+            .contains(words)
     }
 
     #[test]
@@ -290,17 +296,16 @@ mod tests {
         let mut group = group();
         let folder = group.folder().to_owned();
         // Ignoring SIGTERM does not help.
-        let stubborn = shell("trap '' TERM; while :; do sleep 1; done");
+        let stubborn = shell("trap '' TERM; echo ready; while :; do sleep 1; done");
         let mut process = group.spawn("stubborn", stubborn).unwrap();
+        wait_for("the trap", || wrote(&process, "ready"));
 
         // What the kernel does for an owner that is killed: no destructor, but a closed pipe.
         group.owner_lives = None;
 
-        let deadline = Instant::now() + PATIENCE;
-        while process.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the child outlives its owner");
-            thread::sleep(POLL_INTERVAL);
-        }
+        wait_for("the end of the child", || {
+            process.try_wait().unwrap().is_some()
+        });
         assert!(!folder.exists());
     }
 
@@ -309,17 +314,12 @@ mod tests {
         let group = group();
         let script = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
         let mut process = group.spawn("polite", shell(script)).unwrap();
-        let says = |word: &str| {
-            fs::read_to_string(group.folder().join("polite.log"))
-                .unwrap()
-                .contains(word)
-        };
-        wait_for("the trap", || says("ready"));
+        wait_for("the trap", || wrote(&process, "ready"));
 
         let status = process.stop(PATIENCE).unwrap();
 
         assert_eq!(status.code(), Some(3));
-        assert!(says("bye"));
+        assert!(wrote(&process, "bye"));
     }
 
     #[test]
@@ -331,10 +331,7 @@ mod tests {
                 shell("trap '' TERM; echo ready; while :; do sleep 0.01; done"),
             )
             .unwrap();
-        let log = process.log_path().to_owned();
-        wait_for("the trap", || {
-            fs::read_to_string(&log).unwrap().contains("ready")
-        });
+        wait_for("the trap", || wrote(&process, "ready"));
 
         let status = process.stop(Duration::from_millis(50)).unwrap();
 
