@@ -1,1 +1,3 @@
 //! A whole cluster on one machine: what `sgp dev` runs and the integration tests stand on.
+
+pub mod control_plane;

@@ -1,5 +1,5 @@
 // The control plane that `sgp dev` and the integration tests run, built from Go
-// modules by `src/dev/control_plane/binaries.rs` with `go build tool`.
+// modules by `src/dev/control_plane/go_build.rs` with `go build tool`.
 module sgp.invalid/control-plane
 
 go 1.26.0

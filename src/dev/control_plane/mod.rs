@@ -1,0 +1,421 @@
+//! A real Kubernetes control plane on this machine: etcd, API server, controller manager.
+//!
+//! ```text
+//! Binaries::find_or_build ─▶ ControlPlane::start ─▶ etcd ─▶ kube-apiserver ─▶ controller manager
+//!                                      │
+//!                                      └─ ProcessGroup: ends all of them with their owner
+//! ```
+//!
+//! Any number of instances run side by side: each has its own run folder, port, keys and
+//! certificates. Nothing here knows of pods' security groups, of the webhook or of EC2.
+
+mod binaries;
+mod components;
+mod credentials;
+mod go_build;
+mod ports;
+mod process_group;
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+
+pub use binaries::{Binaries, BinariesError};
+use components::Components;
+pub use credentials::CredentialsError;
+use credentials::{Credentials, create_private_folder};
+pub use ports::free_port;
+pub use process_group::{Process, ProcessGroup};
+
+/// Where Services get their addresses.
+const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// The first address of [`SERVICE_RANGE`], which is that of the Service `kubernetes`.
+const SERVICE_IP: &str = "10.96.0.1";
+
+/// Long enough for a start on a machine that runs many at once.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
+/// Longer than the watchdog of a killed predecessor needs to end its children.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A port can be taken between the look at it and the bind.
+const START_ATTEMPTS: u32 = 3;
+/// For a component whose work has to be sound on the disk.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// How to start a control plane.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Keeps objects, keys and the kubeconfig in this folder for the next start. Without it
+    /// everything goes with the instance.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Why a control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another instance keeps its data in the folder.
+    #[error("{data_dir} is in use by another instance")]
+    InUse {
+        /// The folder that both want.
+        data_dir: PathBuf,
+    },
+    /// A folder or a file cannot be used.
+    #[error("cannot use {path}")]
+    File {
+        /// The folder or file at fault.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// No port is free.
+    #[error("no TCP port is free on 127.0.0.1")]
+    NoPort(#[source] io::Error),
+    /// Keys or certificates could not be made.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// A program could not be started.
+    #[error("cannot start {program}")]
+    Spawn {
+        /// The program's name.
+        program: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A component ended while it should have started.
+    #[error("{component} ended with {status}; the last lines of its log:\n{log}")]
+    Exited {
+        /// The component's name.
+        component: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of its log.
+        log: String,
+    },
+    /// The control plane took too long.
+    #[error("waited {} s for {awaited} in vain; the last lines of the logs:\n{logs}", START_TIMEOUT.as_secs())]
+    NotReady {
+        /// What did not come true.
+        awaited: &'static str,
+        /// The end of each component's log.
+        logs: String,
+    },
+    /// The kubeconfig just written is not understood.
+    #[error("cannot use the kubeconfig")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    /// A client could not be made.
+    #[error("cannot make a client")]
+    Client(#[source] kube::Error),
+}
+
+impl StartError {
+    fn is_taken_port(&self) -> bool {
+        matches!(self, Self::Exited { log, .. } if log.contains("address already in use"))
+    }
+}
+
+/// A running control plane. Stopped when dropped, and also when this process ends in any
+/// other way.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// In the order of their start. Fields are dropped from top to bottom, so these end
+    /// before their group.
+    components: Vec<Process>,
+    group: ProcessGroup,
+    binaries: Binaries,
+    kubeconfig: PathBuf,
+    client_config: Config,
+    keeps_data: bool,
+    /// Held by the watchdog too, until the last component is gone.
+    _lock: Option<File>,
+}
+
+impl ControlPlane {
+    /// Starts an instance and waits until it answers and its controllers work.
+    ///
+    /// # Errors
+    ///
+    /// When the data folder is in use, a component ends early or takes more than a minute.
+    /// The message has the ends of the logs.
+    pub async fn start(binaries: &Binaries, options: Options) -> Result<Self, StartError> {
+        // kube needs one, and whoever installed one before has chosen the same.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let lock = match &options.data_dir {
+            Some(data_dir) => Some(lock(data_dir).await?),
+            None => None,
+        };
+        for _ in 1..START_ATTEMPTS {
+            match Self::start_once(binaries, &options, lock.as_ref()).await {
+                Err(error) if error.is_taken_port() => {}
+                result => return result,
+            }
+        }
+        Self::start_once(binaries, &options, lock.as_ref()).await
+    }
+
+    async fn start_once(
+        binaries: &Binaries,
+        options: &Options,
+        lock: Option<&File>,
+    ) -> Result<Self, StartError> {
+        let temporary = std::env::temp_dir();
+        let held = || {
+            lock.map(File::try_clone)
+                .transpose()
+                .map_err(unusable(&temporary))
+        };
+        let group = ProcessGroup::new(&temporary, "sgp-control-plane-", held()?)
+            .map_err(unusable(&temporary))?;
+        let run_dir = group.folder().to_owned();
+        let kept = options.data_dir.as_deref().unwrap_or(&run_dir);
+        let kept = std::path::absolute(kept).map_err(unusable(kept))?;
+        let keeps_data = options.data_dir.is_some();
+
+        let etcd = components::etcd(binaries, &run_dir, &kept.join("etcd"), keeps_data);
+        let mut starting = Starting {
+            group: &group,
+            components: Vec::new(),
+            since: Instant::now(),
+        };
+        starting.spawn("etcd", etcd)?;
+
+        let port = free_port().map_err(StartError::NoPort)?;
+        let keys = kept.join("credentials");
+        let credentials = Credentials::issue(&keys)?;
+        let kubeconfig = kept.join("kubeconfig");
+        credentials.write_kubeconfig(&kubeconfig, port, "admin", &["system:masters"])?;
+        let components = Components {
+            binaries,
+            credentials: &credentials,
+            run_dir: &run_dir,
+            port,
+        };
+        starting.spawn("kube-apiserver", components.api_server())?;
+
+        let name = "kube-controller-manager";
+        let manager_kubeconfig = keys.join(format!("{name}.kubeconfig"));
+        credentials.write_kubeconfig(&manager_kubeconfig, port, &format!("system:{name}"), &[])?;
+        let client_config = client_config(&kubeconfig).await?;
+        let client = polling_client(&client_config)?;
+        let path_is_ok = async |path: &str| {
+            let request = hyper::Request::get(path)
+                .body(Vec::new())
+                .expect("a constant path");
+            client.request_text(request).await.is_ok()
+        };
+        starting
+            .wait_for("the API server to answer", async || {
+                path_is_ok("/healthz").await
+            })
+            .await?;
+        starting.spawn(name, components.controller_manager(&manager_kubeconfig))?;
+        starting
+            .wait_for("the API server to be ready", async || {
+                path_is_ok("/readyz").await
+            })
+            .await?;
+        let service_accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+        let has_default = async || service_accounts.get("default").await.is_ok();
+        starting
+            .wait_for("the controllers to make a service account", has_default)
+            .await?;
+
+        let components = starting.components;
+        let _lock = held()?;
+        let binaries = binaries.clone();
+        Ok(Self {
+            components,
+            group,
+            binaries,
+            kubeconfig,
+            client_config,
+            keeps_data,
+            _lock,
+        })
+    }
+
+    /// The administrator's kubeconfig. In the data folder, where there is one, at the same
+    /// path after each start.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// How to reach the API server as administrator, for a client with settings of its own.
+    pub fn client_config(&self) -> &Config {
+        &self.client_config
+    }
+
+    /// A new client of the administrator. It works in the runtime in which it is made, so
+    /// each runtime needs its own.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn client(&self) -> Client {
+        Client::try_from(self.client_config.clone()).expect("a client was made of it at the start")
+    }
+
+    /// kubectl as administrator of this instance, with nothing of this user's own settings.
+    ///
+    /// The kubeconfig is given by environment, because plugins would not see a flag.
+    pub fn kubectl(&self) -> Command {
+        let mut command = Command::new(&self.binaries.kubectl);
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("KUBECACHEDIR", self.run_dir().join("kubectl-cache"))
+            .env("KUBERC", "off");
+        command
+    }
+
+    /// The folder with the logs, which goes with the instance.
+    pub fn run_dir(&self) -> &Path {
+        self.group.folder()
+    }
+
+    /// Starts a further process that ends with this instance at the latest, with output in
+    /// `<name>.log` in the run folder.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn spawn(&self, name: &str, command: Command) -> io::Result<Process> {
+        self.group.spawn(name, command)
+    }
+
+    /// Ends all processes, last started first, and removes the run folder. With a data
+    /// folder each component has time to end in order, so that the data is sound.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        for component in self.components.iter_mut().rev() {
+            let grace = if self.keeps_data {
+                STOP_GRACE
+            } else {
+                Duration::ZERO
+            };
+            // What does not end now is killed with the group.
+            let _ = if grace.is_zero() {
+                component.kill()
+            } else {
+                component.stop(grace)
+            };
+        }
+    }
+}
+
+/// The components so far, and what to say when they come no further.
+struct Starting<'a> {
+    group: &'a ProcessGroup,
+    components: Vec<Process>,
+    since: Instant,
+}
+
+impl Starting<'_> {
+    fn spawn(&mut self, program: &'static str, command: Command) -> Result<(), StartError> {
+        let spawned = self.group.spawn(program, command);
+        self.components
+            .push(spawned.map_err(|source| StartError::Spawn { program, source })?);
+        Ok(())
+    }
+
+    async fn wait_for(
+        &mut self,
+        awaited: &'static str,
+        condition: impl AsyncFn() -> bool,
+    ) -> Result<(), StartError> {
+        loop {
+            // A server that accepts but does not answer must not hold up the look at the rest.
+            let answer = tokio::time::timeout(Duration::from_secs(5), condition());
+            if answer.await == Ok(true) {
+                return Ok(());
+            }
+            for component in &mut self.components {
+                if let Ok(Some(status)) = component.try_wait() {
+                    let log = component.last_log_lines();
+                    return Err(StartError::Exited {
+                        component: component.name().to_owned(),
+                        status,
+                        log,
+                    });
+                }
+            }
+            if self.since.elapsed() > START_TIMEOUT {
+                return Err(StartError::NotReady {
+                    awaited,
+                    logs: self.last_log_lines(),
+                });
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    fn last_log_lines(&self) -> String {
+        let logs = self
+            .components
+            .iter()
+            .map(|it| format!("{}:\n{}", it.name(), it.last_log_lines()));
+        logs.collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    let path = path.to_owned();
+    |source| StartError::File { path, source }
+}
+
+/// Takes the data folder for this instance. Waits a little, because the watchdog of a killed
+/// predecessor lets go of it only when the last component is gone.
+async fn lock(data_dir: &Path) -> Result<File, StartError> {
+    create_private_folder(data_dir)?;
+    let path = data_dir.join("lock");
+    let open = || {
+        File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+    };
+    let file = open().map_err(unusable(&path))?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(StartError::File { path, source }),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(StartError::InUse {
+                    data_dir: data_dir.to_owned(),
+                });
+            }
+        }
+    }
+}
+
+async fn client_config(kubeconfig: &Path) -> Result<Config, StartError> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let mut config =
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // A proxy in the environment is for the world outside.
+    config.proxy_url = None;
+    Ok(config)
+}
+
+/// A client that leaves retries to its caller, who knows better when to look again.
+fn polling_client(config: &Config) -> Result<Client, StartError> {
+    let mut config = config.clone();
+    config.default_retry = false;
+    Client::try_from(config).map_err(StartError::Client)
+}
