@@ -1,5 +1,26 @@
 //! Security groups for Kubernetes pods.
+//!
+//! A pod's way through this crate: the API server sends it to the [`webhook`], over a
+//! connection that [`tls`] makes trustworthy, before it stores it. The webhook reads the few
+//! fields that matter and asks [`policy`] which SecurityGroupPolicies (one of the resources
+//! in [`api`]) select the pod and what follows from that. The answer goes back as a patch,
+//! as warnings or as a refusal, and [`telemetry`] counts it.
+//!
+//! In reading order:
+//!
+//! * [`api`]: the shapes and names that other programs see.
+//! * [`policy`]: which security groups a pod gets, and why; pure.
+//! * [`webhook`]: admission over HTTP.
+//! * [`tls`]: serving certificates.
+//! * [`telemetry`]: logs and metrics.
+//! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
+//! * [`cli`]: flags and wiring.
+//!
+//! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
+//! `telemetry` and `api`, `policy` uses `api`.
+
 pub mod api;
+pub mod cli;
 pub mod dev;
 pub mod policy;
 pub mod telemetry;

@@ -28,7 +28,11 @@ enum CustomResource {
 impl CrdsArgs {
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let all = CustomResource::value_variants();
-        let resources = if self.resources.is_empty() { all } else { &self.resources };
+        let resources = if self.resources.is_empty() {
+            all
+        } else {
+            &self.resources
+        };
         for resource in resources {
             let definition = match resource {
                 CustomResource::Securitygrouppolicies => SecurityGroupPolicy::crd(),

@@ -85,12 +85,37 @@ mod tests {
     fn arguments_that_make_no_sense_are_refused_while_parsing() {
         for (arguments, understood) in [
             (&["sgp", "webhook"][..], true),
-            (&["sgp", "webhook", "--tls-cert", "tls.crt", "--tls-key", "tls.key"], true),
+            (
+                &[
+                    "sgp",
+                    "webhook",
+                    "--tls-cert",
+                    "tls.crt",
+                    "--tls-key",
+                    "tls.key",
+                ],
+                true,
+            ),
             (&["sgp", "webhook", "--tls-cert", "tls.crt"], false),
             (&["sgp", "webhook", "--tls-key", "tls.key"], false),
-            (&["sgp", "webhook", "--tls-cert", "a", "--tls-key", "b", "--tls-name", "c"], false),
+            (
+                &[
+                    "sgp",
+                    "webhook",
+                    "--tls-cert",
+                    "a",
+                    "--tls-key",
+                    "b",
+                    "--tls-name",
+                    "c",
+                ],
+                false,
+            ),
             (&["sgp", "webhook", "--grace-period-policy", "set"], true),
-            (&["sgp", "webhook", "--grace-period-policy", "ignore"], false),
+            (
+                &["sgp", "webhook", "--grace-period-policy", "ignore"],
+                false,
+            ),
             (&["sgp", "webhook", "--unsupported-pods", "deny"], true),
             (&["sgp", "webhook", "--listen", "127.0.0.1"], false),
             (&["sgp", "webhook", "--log-level", "sgp=noisy"], false),

@@ -79,7 +79,9 @@ pub(super) struct WebhookArgs {
 
 impl WebhookArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(self.serve())
     }
 
@@ -132,7 +134,9 @@ impl WebhookArgs {
                 let options = KubeConfigOptions::default();
                 Config::from_custom_kubeconfig(kubeconfig, &options).await?
             }
-            None => Config::infer().await.context("no cluster to talk to; give --kubeconfig")?,
+            None => Config::infer()
+                .await
+                .context("no cluster to talk to; give --kubeconfig")?,
         };
         config.connect_timeout = Some(Duration::from_secs(5));
         Client::try_from(config).context("the cluster's configuration can't be used")
@@ -140,5 +144,7 @@ impl WebhookArgs {
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}"))
 }

@@ -73,8 +73,13 @@ impl Sandbox {
         progress: impl Fn(&str),
     ) -> anyhow::Result<Self> {
         progress("starting the control plane");
-        let control_plane =
-            ControlPlane::start(binaries, Options { data_dir: options.data_dir }).await?;
+        let control_plane = ControlPlane::start(
+            binaries,
+            Options {
+                data_dir: options.data_dir,
+            },
+        )
+        .await?;
         progress("applying the manifests");
         apply_manifests(&control_plane)?;
         wait_for_definitions(&control_plane).await?;
@@ -84,14 +89,23 @@ impl Sandbox {
         let (webhook_port, metrics_port) = (free_port()?, free_port()?);
         let mut command = Command::new(&options.sgp);
         command
-            .args(["webhook", "--log-level=info,sgp=debug", "--tls-name=127.0.0.1"])
+            .args([
+                "webhook",
+                "--log-level=info,sgp=debug",
+                "--tls-name=127.0.0.1",
+            ])
             .arg(format!("--listen=127.0.0.1:{webhook_port}"))
             .arg(format!("--metrics-listen=127.0.0.1:{metrics_port}"))
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .args(options.webhook_arguments);
         let webhook = control_plane.spawn("webhook", command)?;
-        let mut sandbox = Self { webhook, webhook_port, metrics_port, control_plane };
+        let mut sandbox = Self {
+            webhook,
+            webhook_port,
+            metrics_port,
+            control_plane,
+        };
         sandbox.register_webhook().await?;
         sandbox.wait_for_webhook().await?;
         Ok(sandbox)
@@ -130,12 +144,19 @@ impl Sandbox {
             serde_saphyr::from_str(WEBHOOK_MANIFEST)?;
         for webhook in configuration.webhooks.iter_mut().flatten() {
             webhook.client_config.service = None;
-            webhook.client_config.url =
-                Some(format!("https://127.0.0.1:{}{MUTATE_POD_PATH}", self.webhook_port));
+            webhook.client_config.url = Some(format!(
+                "https://127.0.0.1:{}{MUTATE_POD_PATH}",
+                self.webhook_port
+            ));
         }
         let api = Api::<MutatingWebhookConfiguration>::all(self.control_plane.client());
         let parameters = PatchParams::apply("sgp-dev").force();
-        api.patch(&configuration.name_any(), &parameters, &Patch::Apply(&configuration)).await?;
+        api.patch(
+            &configuration.name_any(),
+            &parameters,
+            &Patch::Apply(&configuration),
+        )
+        .await?;
         Ok(())
     }
 
@@ -161,15 +182,24 @@ impl Sandbox {
             ..Pod::default()
         };
         let api = Api::<Pod>::namespaced(self.control_plane.client(), "default");
-        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let dry_run = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
         let asked = async {
             loop {
                 if let Some(status) = self.webhook.try_wait()? {
-                    bail!("the webhook ended with {status}:\n{}", self.webhook.last_log_lines());
+                    bail!(
+                        "the webhook ended with {status}:\n{}",
+                        self.webhook.last_log_lines()
+                    );
                 }
                 // Before it trusts the webhook's CA, the API server lets pods in unasked.
                 if let Ok(admitted) = api.create(&dry_run, &pod).await
-                    && admitted.annotations().get(FARGATE_POD_SG).is_none_or(|ids| ids != BROUGHT)
+                    && admitted
+                        .annotations()
+                        .get(FARGATE_POD_SG)
+                        .is_none_or(|ids| ids != BROUGHT)
                 {
                     return Ok(());
                 }
@@ -196,18 +226,28 @@ fn apply_manifests(control_plane: &ControlPlane) -> anyhow::Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .context("kubectl can't be started")?;
-    let mut input = kubectl.stdin.take().context("kubectl has no standard input")?;
+    let mut input = kubectl
+        .stdin
+        .take()
+        .context("kubectl has no standard input")?;
     input.write_all(MANIFESTS.join("\n---\n").as_bytes())?;
     drop(input);
     let output = kubectl.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the manifests can't be applied:\n{said}");
+    ensure!(
+        output.status.success(),
+        "the manifests can't be applied:\n{said}"
+    );
     Ok(())
 }
 
 async fn wait_for_definitions(control_plane: &ControlPlane) -> anyhow::Result<()> {
     let api = Api::<CustomResourceDefinition>::all(control_plane.client());
-    for name in [SecurityGroupPolicy::crd_name(), CNINode::crd_name(), ENIConfig::crd_name()] {
+    for name in [
+        SecurityGroupPolicy::crd_name(),
+        CNINode::crd_name(),
+        ENIConfig::crd_name(),
+    ] {
         let established = await_condition(api.clone(), name, conditions::is_crd_established());
         let established = tokio::time::timeout(WEBHOOK_TIMEOUT, established).await;
         established.with_context(|| format!("{name} is not served by the API server"))??;
@@ -220,20 +260,34 @@ async fn webhook_kubeconfig(control_plane: &ControlPlane) -> anyhow::Result<Path
     const YEAR: i64 = 365 * 24 * 60 * 60;
     let api = Api::<ServiceAccount>::namespaced(control_plane.client(), NAMESPACE);
     let request = TokenRequest {
-        spec: TokenRequestSpec { expiration_seconds: Some(YEAR), ..TokenRequestSpec::default() },
+        spec: TokenRequestSpec {
+            expiration_seconds: Some(YEAR),
+            ..TokenRequestSpec::default()
+        },
         ..TokenRequest::default()
     };
-    let granted =
-        api.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await?;
-    let token = granted.status.context("the API server granted no token")?.token;
+    let granted = api
+        .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request)
+        .await?;
+    let token = granted
+        .status
+        .context("the API server granted no token")?
+        .token;
 
     let mut kubeconfig = Kubeconfig::read_from(control_plane.kubeconfig())?;
-    for context in kubeconfig.contexts.iter_mut().filter_map(|named| named.context.as_mut()) {
+    for context in kubeconfig
+        .contexts
+        .iter_mut()
+        .filter_map(|named| named.context.as_mut())
+    {
         context.user = Some(SERVICE_ACCOUNT.into());
     }
     kubeconfig.auth_infos = vec![NamedAuthInfo {
         name: SERVICE_ACCOUNT.into(),
-        auth_info: Some(AuthInfo { token: Some(token.into()), ..AuthInfo::default() }),
+        auth_info: Some(AuthInfo {
+            token: Some(token.into()),
+            ..AuthInfo::default()
+        }),
         ..NamedAuthInfo::default()
     }];
     let path = control_plane.run_dir().join("webhook.kubeconfig");
@@ -244,7 +298,12 @@ async fn webhook_kubeconfig(control_plane: &ControlPlane) -> anyhow::Result<Path
 /// Writes a file that only its owner can read.
 fn write_secret(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let mut options = fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
     let mut file = file.with_context(|| format!("can't write {}", path.display()))?;
     file.write_all(content)?;
     Ok(())
