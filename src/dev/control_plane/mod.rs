@@ -299,16 +299,11 @@ impl ControlPlane {
 impl Drop for ControlPlane {
     fn drop(&mut self) {
         for component in self.components.iter_mut().rev() {
-            let grace = if self.keeps_data {
-                STOP_GRACE
-            } else {
-                Duration::ZERO
-            };
             // What does not end now is killed with the group.
-            let _ = if grace.is_zero() {
-                component.kill()
+            let _ = if self.keeps_data {
+                component.stop(STOP_GRACE)
             } else {
-                component.stop(grace)
+                component.kill()
             };
         }
     }
@@ -418,4 +413,25 @@ fn polling_client(config: &Config) -> Result<Client, StartError> {
     let mut config = config.clone();
     config.default_retry = false;
     Client::try_from(config).map_err(StartError::Client)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn only_a_taken_port_is_worth_another_attempt() {
+        let taken = r#"E1121 11:56:05.308460 9050 run.go:72] "command failed" err="failed to create listener: failed to listen on 127.0.0.1:20998: listen tcp 127.0.0.1:20998: bind: address already in use""#;
+
+        for (log, again) in [(taken, true), ("unknown flag: --verbos", false)] {
+            let error = StartError::Exited {
+                component: "kube-apiserver".to_owned(),
+                status: ExitStatus::from_raw(256),
+                log: log.to_owned(),
+            };
+            assert_eq!(error.is_taken_port(), again, "{log}");
+        }
+    }
 }
