@@ -40,8 +40,8 @@ pub struct SecurityGroupPolicySpec {
     pub service_account_selector: Option<LabelSelector>,
 
     /// The security groups that selected pods get. A policy without any is ignored.
-    #[serde(default)]
-    pub security_groups: SecurityGroups,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_groups: Option<SecurityGroups>,
 }
 
 /// The security groups of a policy.
@@ -50,9 +50,9 @@ pub struct SecurityGroupPolicySpec {
 pub struct SecurityGroups {
     /// Ids of security groups of the cluster's VPC: `sg-` and 8 or 17 hexadecimal digits.
     /// EC2 takes 5 for an interface unless the account's quota was raised.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
-    pub group_ids: Vec<String>,
+    pub group_ids: Option<Vec<String>>,
 }
 
 #[cfg(test)]

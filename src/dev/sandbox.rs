@@ -89,11 +89,7 @@ impl Sandbox {
         let (webhook_port, metrics_port) = (free_port()?, free_port()?);
         let mut command = Command::new(&options.sgp);
         command
-            .args([
-                "webhook",
-                "--log-level=info,sgp=debug",
-                "--tls-name=127.0.0.1",
-            ])
+            .args(["webhook", "--tls-name=127.0.0.1"])
             .arg(format!("--listen=127.0.0.1:{webhook_port}"))
             .arg(format!("--metrics-listen=127.0.0.1:{metrics_port}"))
             .arg("--kubeconfig")

@@ -70,6 +70,9 @@ impl Policy {
         if spec.pod_selector.is_none() && spec.service_account_selector.is_none() {
             return Err(PolicyProblem::NoSelector);
         }
+        let groups = spec.security_groups.iter();
+        let ids = groups.flat_map(|groups| &groups.group_ids).flatten();
+        let group_ids = ids.map(|id| id.as_str().into()).collect();
         let pod_selector = spec.pod_selector.as_ref().map(Selector::try_from);
         let service_account_selector = spec
             .service_account_selector
@@ -77,12 +80,7 @@ impl Policy {
             .map(Selector::try_from);
         let policy = Self {
             name: name.into(),
-            group_ids: spec
-                .security_groups
-                .group_ids
-                .iter()
-                .map(|id| id.as_str().into())
-                .collect(),
+            group_ids,
             pod_selector: pod_selector
                 .transpose()
                 .map_err(PolicyProblem::PodSelector)?,

@@ -19,12 +19,12 @@ pub enum LogFormat {
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogArgs {
     /// How log lines look.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
 
     /// What is logged: a level (error, warn, info, debug, trace), or levels by module as in
     /// "warn,sgp::webhook=debug".
-    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = check_filter)]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", value_parser = check_filter)]
     pub log_level: String,
 }
 
