@@ -141,5 +141,5 @@ Next, give the pair to the webhook and the CA to the API server:
     {\"op\": \"add\", \"path\": \"/webhooks/0/clientConfig/caBundle\", \"value\": \"\$ca\"},
     {\"op\": \"add\", \"path\": \"/webhooks/1/clientConfig/caBundle\", \"value\": \"\$ca\"}]"
 
-certs/README.md shows how the Deployment mounts the Secret.
+certs/kustomization.yaml has the Deployment that mounts the Secret.
 END

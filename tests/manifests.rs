@@ -52,6 +52,18 @@ async fn api_server_takes_every_manifest_and_a_second_time_changes_nothing() {
     }
     let after = sources.map(|source| generations(&control_plane, &source));
     assert_eq!(before, after);
+
+    // The variant of certs/README.md, which differs in the Deployment only.
+    let with_files = in_repository("certs");
+    let with_files = ["-k", with_files.to_str().unwrap()];
+    let applied: BTreeSet<String> = apply(&control_plane, &with_files).into_iter().collect();
+    assert!(applied.is_subset(&documents()), "{applied:?}");
+    let before = &before[0];
+    let after = generations(&control_plane, &with_files);
+    let changed = before
+        .keys()
+        .filter(|object| before[*object] != after[*object]);
+    assert_eq!(changed.collect::<Vec<_>>(), ["Deployment/sgp"]);
 }
 
 #[tokio::test]
@@ -205,7 +217,7 @@ fn generations(control_plane: &ControlPlane, source: &[&str; 2]) -> BTreeMap<Str
             generation => format!("generation {generation}"),
         };
         (
-            format!("{} {}", object["kind"], metadata["name"]),
+            format!("{}/{}", text(&object["kind"]), text(&metadata["name"])),
             generation,
         )
     });
@@ -231,12 +243,15 @@ fn documents() -> BTreeSet<String> {
 }
 
 fn name_of(document: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
     let mut kind = text(&document["kind"]).to_lowercase();
     if let Some((group, _)) = text(&document["apiVersion"]).split_once('/') {
         kind = format!("{kind}.{group}");
     }
     format!("{kind}/{}", text(&document["metadata"]["name"]))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
 }
 
 async fn start() -> ControlPlane {
