@@ -294,3 +294,143 @@ impl Feed<PartialObjectMeta<Namespace>> for Namespaces<'_> {
         self.0.namespaces_synced.store(true, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+    use axum::body::Body;
+    use axum::http::{Request, Response, StatusCode};
+    use kube::api::TypeMeta;
+    use serde_json::{Value, json};
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+
+    /// A cluster whose API server gives this answer to whatever it is asked, and the paths
+    /// of the questions.
+    fn cluster(status: u16, answer: Value) -> (Cluster, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let note = asked.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            note.lock().unwrap().push(request.uri().path().to_owned());
+            let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
+            let response = response.body(Body::from(answer.to_string())).unwrap();
+            async { Ok::<_, Infallible>(response) }
+        });
+        let metrics = Metrics::new();
+        let client = Client::new(service, "default");
+        (
+            Cluster::new(client, &metrics.lookups, metrics.watches),
+            asked,
+        )
+    }
+
+    fn namespace(name: &str) -> PartialObjectMeta<Namespace> {
+        let metadata = kube::core::ObjectMeta {
+            name: Some(name.into()),
+            ..Default::default()
+        };
+        PartialObjectMeta {
+            types: None,
+            metadata,
+            _phantom: Default::default(),
+        }
+    }
+
+    fn one_policy() -> Value {
+        json!({"metadata": {}, "items": [{
+            "metadata": {"name": "all", "namespace": "shop"},
+            "spec": {"podSelector": {}, "securityGroups": {"groupIds": ["sg-0123abcd"]}}
+        }]})
+    }
+
+    fn not_found() -> Value {
+        json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404})
+    }
+
+    #[tokio::test]
+    async fn policies_of_a_namespace_never_seen_are_asked_for() {
+        let (cluster, asked) = cluster(200, one_policy());
+        let policies = cluster.policies("shop").await.unwrap();
+
+        assert!(policies.is_some_and(|policies| !policies.is_empty()));
+        let path = "/apis/vpcresources.k8s.aws/v1beta1/namespaces/shop/securitygrouppolicies";
+        assert_eq!(*asked.lock().unwrap(), [path]);
+    }
+
+    #[tokio::test]
+    async fn namespace_that_was_seen_without_policies_has_none() {
+        let (cluster, asked) = cluster(200, one_policy());
+        Namespaces(&cluster).reset(vec![namespace("shop")]);
+
+        assert!(cluster.policies("shop").await.unwrap().is_none());
+        assert!(asked.lock().unwrap().is_empty(), "there was no need to ask");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_where_policies_are_not_defined() {
+        let (cluster, asked) = cluster(404, not_found());
+        cluster.set_definition_installed(false);
+
+        assert!(cluster.policies("shop").await.unwrap().is_none());
+        assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn policies_seen_by_the_watch_are_taken_without_asking() {
+        let (cluster, asked) = cluster(500, json!({}));
+        let spec = one_policy()["items"][0]["spec"].clone();
+        let mut policy = DynamicObject::new("all", &policy_resource()).within("shop");
+        policy.data = json!({ "spec": spec });
+        policy.types = None::<TypeMeta>;
+        Policies(&cluster).apply(policy.clone());
+        assert!(cluster.policies("shop").await.unwrap().is_some());
+
+        Namespaces(&cluster).apply(namespace("shop"));
+        Policies(&cluster).delete(&policy);
+        assert!(cluster.policies("shop").await.unwrap().is_none());
+        assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn service_account_that_the_api_server_does_not_know_is_missing() {
+        let (absent, _) = cluster(404, not_found());
+        assert_eq!(
+            absent.service_account_labels("shop", "app").await.unwrap(),
+            None
+        );
+
+        let metadata = json!({"name": "app", "namespace": "shop", "labels": {"role": "reader"}});
+        let answer = json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata
+        });
+        let (present, _) = cluster(200, answer);
+        let labels = present
+            .service_account_labels("shop", "app")
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(labels["role"], "reader");
+    }
+
+    #[tokio::test]
+    async fn api_server_that_can_not_answer_is_no_answer() {
+        let fault = json!({"kind": "Status", "status": "Failure", "code": 500, "message": "oops"});
+        let (cluster, _) = cluster(500, fault);
+
+        let unknown = cluster.policies("shop").await.unwrap_err().to_string();
+        assert!(
+            unknown.contains("the SecurityGroupPolicies of namespace \"shop\""),
+            "{unknown}"
+        );
+        let unknown = cluster
+            .service_account_labels("shop", "app")
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            unknown.contains("ServiceAccount \"app\" of namespace \"shop\""),
+            "{unknown}"
+        );
+    }
+}

@@ -109,8 +109,8 @@ fn router(webhook: Arc<Webhook>) -> Router {
         .route(
             MUTATE_POD_PATH,
             post(mutate_pod::mutate_pod)
-                .layer(DefaultBodyLimit::max(BODY_LIMIT))
-                .layer(middleware::from_fn(require_json)),
+                .route_layer(DefaultBodyLimit::max(BODY_LIMIT))
+                .route_layer(middleware::from_fn(require_json)),
         )
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(ready))

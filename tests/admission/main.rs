@@ -1,0 +1,13 @@
+//! What users get when they create pods: the real API server, the real `kubectl` and the
+//! real webhook, one control plane for all tests and a namespace for each.
+
+mod cluster;
+mod definition;
+mod https;
+mod mutation;
+mod protocol;
+mod refusal;
+mod selection;
+mod shutdown;
+mod warnings;
+mod workloads;
