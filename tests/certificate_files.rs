@@ -286,7 +286,11 @@ impl Webhook {
             "kind": "Config",
             "current-context": "nowhere",
             "contexts": [{"name": "nowhere", "context": {"cluster": "nowhere", "user": "nobody"}}],
-            "clusters": [{"name": "nowhere", "cluster": {"server": server}}],
+            // Any CA, so that it needs none of this machine's.
+            "clusters": [{"name": "nowhere", "cluster": {
+                "server": server,
+                "certificate-authority": certificate.path("ca.crt"),
+            }}],
             "users": [{"name": "nobody", "user": {}}],
         });
         fs::write(&kubeconfig, content.to_string()).unwrap();
