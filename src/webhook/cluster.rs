@@ -5,7 +5,7 @@
 //! account that the watches have not brought is asked for live, once for all requests that
 //! wait for it; only the API server's own "not found" counts as missing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -148,7 +148,7 @@ impl Cluster {
             let name = name.to_owned();
             async move {
                 let account = api.get_opt(&name).await?;
-                Ok(account.map(|account| account.metadata.labels.unwrap_or_default().into()))
+                Ok(account.map(|account| labels_of(&account)))
             }
         };
         let what = || format!("ServiceAccount {name:?} of namespace {namespace:?}");
@@ -178,12 +178,16 @@ pub(super) fn is_not_found(error: &kube::Error) -> bool {
 
 /// What a watch feeds.
 pub(super) trait Feed<K> {
+    /// What is known of all objects.
+    type Index: Default;
+    /// Puts an object of a list into the index that the list will make.
+    fn add(index: &mut Self::Index, object: K);
     /// A new or changed object.
     fn apply(&self, object: K);
     /// An object that is gone.
     fn delete(&self, object: &K);
     /// All objects that there are.
-    fn reset(&self, objects: Vec<K>);
+    fn reset(&self, index: Self::Index);
 }
 
 /// The SecurityGroupPolicies of a cluster.
@@ -199,6 +203,13 @@ impl Policies<'_> {
 }
 
 impl Feed<DynamicObject> for Policies<'_> {
+    type Index = PolicyIndex;
+
+    fn add(index: &mut PolicyIndex, object: DynamicObject) {
+        let namespace = object.namespace().unwrap_or_default();
+        index.apply(&namespace, parse_policy(&object));
+    }
+
     fn apply(&self, object: DynamicObject) {
         let policy = parse_policy(&object);
         let namespace = object.namespace().unwrap_or_default();
@@ -214,14 +225,7 @@ impl Feed<DynamicObject> for Policies<'_> {
         self.update(|index| index.delete(&namespace, &object.name_any()));
     }
 
-    fn reset(&self, objects: Vec<DynamicObject>) {
-        let mut fresh = PolicyIndex::default();
-        for object in &objects {
-            fresh.apply(
-                &object.namespace().unwrap_or_default(),
-                parse_policy(object),
-            );
-        }
+    fn reset(&self, fresh: PolicyIndex) {
         self.update(|index| *index = fresh);
         self.0.policies_synced.store(true, Ordering::Relaxed);
     }
@@ -232,22 +236,22 @@ pub(super) struct ServiceAccounts<'a>(pub(super) &'a Cluster);
 
 type ServiceAccountMeta = PartialObjectMeta<ServiceAccount>;
 
-fn apply_service_account(index: &mut ServiceAccountIndex, account: ServiceAccountMeta) {
-    let labels: BTreeMap<_, _> = account.metadata.labels.unwrap_or_default();
-    let (namespace, name) = (account.metadata.namespace, account.metadata.name);
-    index.apply(
-        &namespace.unwrap_or_default(),
-        &name.unwrap_or_default(),
-        labels,
-    );
+fn labels_of(account: &ServiceAccountMeta) -> ServiceAccountLabels {
+    let labels = account.metadata.labels.as_ref();
+    labels.map(ServiceAccountLabels::from).unwrap_or_default()
 }
 
 impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
+    type Index = ServiceAccountIndex;
+
+    fn add(index: &mut ServiceAccountIndex, account: ServiceAccountMeta) {
+        let namespace = account.namespace().unwrap_or_default();
+        index.apply(&namespace, &account.name_any(), labels_of(&account));
+    }
+
     fn apply(&self, account: ServiceAccountMeta) {
-        apply_service_account(
-            &mut self.0.service_accounts.write().expect(POISONED),
-            account,
-        );
+        let mut index = self.0.service_accounts.write().expect(POISONED);
+        Self::add(&mut index, account);
     }
 
     fn delete(&self, account: &ServiceAccountMeta) {
@@ -256,11 +260,7 @@ impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
         index.delete(&namespace, &account.name_any());
     }
 
-    fn reset(&self, accounts: Vec<ServiceAccountMeta>) {
-        let mut fresh = ServiceAccountIndex::default();
-        for account in accounts {
-            apply_service_account(&mut fresh, account);
-        }
+    fn reset(&self, fresh: ServiceAccountIndex) {
         *self.0.service_accounts.write().expect(POISONED) = fresh;
         self.0
             .service_accounts_synced
@@ -272,25 +272,24 @@ impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
 pub(super) struct Namespaces<'a>(pub(super) &'a Cluster);
 
 impl Feed<PartialObjectMeta<Namespace>> for Namespaces<'_> {
+    type Index = HashSet<Box<str>>;
+
+    fn add(index: &mut HashSet<Box<str>>, namespace: PartialObjectMeta<Namespace>) {
+        index.insert(namespace.name_any().into());
+    }
+
     fn apply(&self, namespace: PartialObjectMeta<Namespace>) {
-        let name = namespace.name_any().into();
-        self.0.namespaces.write().expect(POISONED).insert(name);
+        let mut index = self.0.namespaces.write().expect(POISONED);
+        Self::add(&mut index, namespace);
     }
 
     fn delete(&self, namespace: &PartialObjectMeta<Namespace>) {
-        let name = namespace.name_any();
-        self.0
-            .namespaces
-            .write()
-            .expect(POISONED)
-            .remove(name.as_str());
+        let mut index = self.0.namespaces.write().expect(POISONED);
+        index.remove(namespace.name_any().as_str());
     }
 
-    fn reset(&self, namespaces: Vec<PartialObjectMeta<Namespace>>) {
-        let names = namespaces
-            .iter()
-            .map(|namespace| namespace.name_any().into());
-        *self.0.namespaces.write().expect(POISONED) = names.collect();
+    fn reset(&self, fresh: HashSet<Box<str>>) {
+        *self.0.namespaces.write().expect(POISONED) = fresh;
         self.0.namespaces_synced.store(true, Ordering::Relaxed);
     }
 }

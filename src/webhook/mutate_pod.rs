@@ -1,16 +1,15 @@
 //! `/mutate-v1-pod`: what a pod lacks at its creation.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use json_patch::Patch;
 
 use super::Webhook;
+use super::body::JsonBody;
 use super::cluster::Unknown;
 use super::messages;
 use super::patch::patch;
@@ -19,7 +18,7 @@ use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{NamespacePolicies, Pod, ServiceAccount, decide};
 
 /// Answers one AdmissionReview.
-pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
+pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, JsonBody(body): JsonBody) -> Response {
     let begin = Instant::now();
     let response = match review::read::<Pod<'_>>(&body) {
         Ok(request) => {
@@ -78,7 +77,7 @@ impl Webhook {
             .service_account_labels(namespace, pod, policies)
             .await?;
         let service_account = match &labels {
-            Some(labels) => ServiceAccount::Labels(labels.as_ref()),
+            Some(labels) => ServiceAccount::Labels(labels),
             None => ServiceAccount::Missing,
         };
         let decision = decide(pod, policies, service_account, self.settings);
@@ -116,10 +115,8 @@ impl Webhook {
         pod: &Pod<'_>,
         policies: &NamespacePolicies,
     ) -> Result<Option<ServiceAccountLabels>, Unknown> {
-        static NOT_ASKED_FOR: LazyLock<ServiceAccountLabels> =
-            LazyLock::new(|| Arc::new(BTreeMap::new()));
         if !policies.ask_for_service_accounts() {
-            return Ok(Some(NOT_ASKED_FOR.clone()));
+            return Ok(Some(ServiceAccountLabels::default()));
         }
         self.cluster
             .service_account_labels(namespace, pod.service_account_name())

@@ -16,7 +16,8 @@ use super::cluster::{
 
 /// Runs all watches.
 pub async fn run(cluster: &Cluster, client: kube::Client) {
-    let config = watcher::Config::default();
+    // A page is held as text and as objects; small ones keep the memory's peak low.
+    let config = watcher::Config::default().page_size(100);
     let resource = policy_resource();
     let policies = watch_objects(Api::all_with(client.clone(), &resource), config.clone());
     let service_accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
@@ -53,10 +54,7 @@ async fn follow<K: Debug>(
     feed: impl Feed<K>,
     events: impl Stream<Item = watcher::Result<Event<K>>>,
 ) {
-    let mut feeding = Feeding {
-        feed,
-        listed: Vec::new(),
-    };
+    let mut feeding = Feeding::new(feed);
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -72,10 +70,7 @@ async fn follow_policies(
     cluster: &Cluster,
     events: impl Stream<Item = watcher::Result<Event<kube::api::DynamicObject>>>,
 ) {
-    let mut feeding = Feeding {
-        feed: Policies(cluster),
-        listed: Vec::new(),
-    };
+    let mut feeding = Feeding::new(Policies(cluster));
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -92,7 +87,7 @@ async fn follow_policies(
                          in unchanged until the definition is applied (manifests/crds)"
                     );
                 }
-                feeding.feed.reset(Vec::new());
+                feeding.feed.reset(Default::default());
             }
             Err(error) => {
                 tracing::warn!(watch = "securitygrouppolicies", %error,
@@ -111,17 +106,25 @@ fn is_undefined(error: &watcher::Error) -> bool {
     }
 }
 
-/// A feed and the objects of a list that is not complete yet.
-struct Feeding<F, K> {
+/// A feed and the index of a list that is not complete yet.
+struct Feeding<K, F: Feed<K>> {
     feed: F,
-    listed: Vec<K>,
+    listed: F::Index,
 }
 
-impl<F: Feed<K>, K> Feeding<F, K> {
+impl<K, F: Feed<K>> Feeding<K, F> {
+    fn new(feed: F) -> Self {
+        Self {
+            feed,
+            listed: F::Index::default(),
+        }
+    }
+
     fn take(&mut self, event: Event<K>) {
         match event {
-            Event::Init => self.listed.clear(),
-            Event::InitApply(object) => self.listed.push(object),
+            Event::Init => self.listed = F::Index::default(),
+            // Only what the index keeps stays in memory, not the objects of a whole cluster.
+            Event::InitApply(object) => F::add(&mut self.listed, object),
             Event::InitDone => self.feed.reset(std::mem::take(&mut self.listed)),
             Event::Apply(object) => self.feed.apply(object),
             Event::Delete(object) => self.feed.delete(&object),
