@@ -79,7 +79,11 @@ pub(super) struct WebhookArgs {
 
 impl WebhookArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        // One thread answers more requests than an API server ever sends, and with more of
+        // them each request costs a wake-up of one that finds nothing to do. The watches run
+        // on this thread, so that a long list does not hold up an answer.
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()?;
         runtime.block_on(self.serve())

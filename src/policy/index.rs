@@ -110,9 +110,10 @@ impl NamespacePolicies {
         self.invalid.values()
     }
 
-    /// Whether any policy looks at the labels of service accounts.
-    pub fn ask_for_service_accounts(&self) -> bool {
-        self.with_service_account_selector > 0
+    /// Whether any policy's answer for a pod with these labels hangs on the labels of its
+    /// service account.
+    pub fn ask_for_service_account(&self, pod: &(impl Labels + ?Sized)) -> bool {
+        self.with_service_account_selector > 0 && !self.awaiting_service_account(pod).is_empty()
     }
 
     /// The policies that select a pod with these labels and this service account, in order
@@ -386,7 +387,7 @@ mod tests {
             prop_assert!(namespace.by_pod_label.0.is_empty());
             prop_assert!(namespace.by_service_account_label.0.is_empty());
             prop_assert!(namespace.unanchored.is_empty());
-            prop_assert!(!namespace.ask_for_service_accounts());
+            prop_assert_eq!(namespace.with_service_account_selector, 0);
         }
     }
 

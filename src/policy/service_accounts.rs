@@ -1,18 +1,52 @@
 //! The labels of every service account, fed by a watch.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use super::labels::Labels;
 
 /// The labels of one service account; shared, so that a decision can hold them while the
 /// index moves on.
-pub type ServiceAccountLabels = Arc<BTreeMap<String, String>>;
+///
+/// As one text, `key=value` joined by `,`, neither of which a key or a value can hold: a
+/// cluster has many service accounts, most are never asked about, and maps of strings would
+/// take several times the memory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServiceAccountLabels(Arc<str>);
+
+impl Default for ServiceAccountLabels {
+    /// No labels.
+    fn default() -> Self {
+        static NONE: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
+        Self(NONE.clone())
+    }
+}
+
+impl From<&BTreeMap<String, String>> for ServiceAccountLabels {
+    fn from(labels: &BTreeMap<String, String>) -> Self {
+        if labels.is_empty() {
+            return Self::default();
+        }
+        let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
+        Self(pairs.collect::<Vec<_>>().join(",").into())
+    }
+}
+
+impl Labels for ServiceAccountLabels {
+    fn get(&self, key: &str) -> Option<&str> {
+        let label = self.iter().find(|(candidate, _)| *candidate == key);
+        label.map(|(_, value)| value)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split(',').filter_map(|pair| pair.split_once('='))
+    }
+}
 
 /// The labels of the service accounts of all namespaces.
 #[derive(Debug, Default)]
 pub struct ServiceAccountIndex {
     namespaces: HashMap<Box<str>, HashMap<Box<str>, ServiceAccountLabels>>,
-    /// Most service accounts have no labels and share these.
-    none: ServiceAccountLabels,
 }
 
 impl ServiceAccountIndex {
@@ -23,12 +57,7 @@ impl ServiceAccountIndex {
     }
 
     /// Puts a new or changed service account in place.
-    pub fn apply(&mut self, namespace: &str, name: &str, labels: BTreeMap<String, String>) {
-        let labels = if labels.is_empty() {
-            self.none.clone()
-        } else {
-            Arc::new(labels)
-        };
+    pub fn apply(&mut self, namespace: &str, name: &str, labels: ServiceAccountLabels) {
         let accounts = self.namespaces.entry(namespace.into()).or_default();
         accounts.insert(name.into(), labels);
     }
@@ -51,17 +80,30 @@ mod tests {
     #[test]
     fn account_without_labels_differs_from_one_never_seen() {
         let mut index = ServiceAccountIndex::default();
-        index.apply("shop", "default", BTreeMap::new());
+        index.apply("shop", "default", ServiceAccountLabels::default());
 
         assert!(
             index
                 .labels("shop", "default")
-                .is_some_and(|labels| labels.is_empty())
+                .is_some_and(|labels| labels.iter().next().is_none())
         );
         assert_eq!(index.labels("shop", "other"), None);
         assert_eq!(index.labels("bank", "default"), None);
 
         index.delete("shop", "default");
         assert_eq!(index.labels("shop", "default"), None);
+    }
+
+    #[test]
+    fn labels_are_the_same_through_their_compact_form() {
+        let labels = [("app", "db"), ("example.com/bare", ""), ("tier", "1")];
+        let map = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let compact = ServiceAccountLabels::from(&BTreeMap::from(map));
+
+        assert_eq!(compact.iter().collect::<Vec<_>>(), labels);
+        assert_eq!(compact.get("tier"), Some("1"));
+        assert_eq!(compact.get("example.com/bare"), Some(""));
+        assert_eq!(compact.get("ti"), None);
+        assert_eq!(ServiceAccountLabels::default().iter().count(), 0);
     }
 }

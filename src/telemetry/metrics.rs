@@ -33,6 +33,8 @@ pub struct AdmissionMetrics {
     pub denied: Counter,
     /// Neither: the request could not be read, or the answer not be found in time.
     pub failed: Counter,
+    /// Let in although the API server could not confirm that no policy selects the pod.
+    pub unconfirmed: Counter,
     /// Seconds from a request's body to its answer.
     pub duration: Histogram,
 }
@@ -40,9 +42,9 @@ pub struct AdmissionMetrics {
 /// Live questions to the API server, by resource.
 #[derive(Debug)]
 pub struct LookupMetrics {
-    /// Lists of a new namespace's policies.
+    /// Lists of a namespace's policies, to confirm that none selects a pod.
     pub policies: Counter,
-    /// Reads of a service account that no watch has brought yet.
+    /// Reads of a service account, new or to confirm that no policy selects its pod.
     pub service_accounts: Counter,
 }
 
@@ -51,6 +53,12 @@ pub struct LookupMetrics {
 pub struct WatchMetrics {
     /// 1 if the API server knows SecurityGroupPolicies.
     pub definition_installed: Gauge,
+    /// Failures of the watch of policies.
+    pub policies: Counter,
+    /// Failures of the watch of service accounts.
+    pub service_accounts: Counter,
+    /// Failures of the watch of namespaces.
+    pub namespaces: Counter,
     valid_policies: Gauge,
     invalid_policies: Gauge,
 }
@@ -82,6 +90,12 @@ impl Metrics {
             outcomes.clone(),
         );
         let outcome = |outcome| outcomes.get_or_create_owned(&OutcomeLabels { outcome });
+        let unconfirmed = Counter::default();
+        registry.register(
+            "admission_unconfirmed",
+            "Pods let in although the API server could not confirm that no policy selects them",
+            unconfirmed.clone(),
+        );
         // 16 microseconds to half a second.
         let duration = Histogram::new(exponential_buckets(16e-6, 2.0, 16));
         registry.register(
@@ -94,6 +108,7 @@ impl Metrics {
             patched: outcome("patched"),
             denied: outcome("denied"),
             failed: outcome("failed"),
+            unconfirmed,
             duration,
         };
 
@@ -121,8 +136,18 @@ impl Metrics {
             "SecurityGroupPolicies by state",
             policies.clone(),
         );
+        let failures = Family::<ResourceLabels, Counter>::default();
+        registry.register(
+            "watch_failures",
+            "Watches that failed and were started again",
+            failures.clone(),
+        );
+        let failed = |resource| failures.get_or_create_owned(&ResourceLabels { resource });
         let watches = WatchMetrics {
             definition_installed,
+            policies: failed("securitygrouppolicies"),
+            service_accounts: failed("serviceaccounts"),
+            namespaces: failed("namespaces"),
             valid_policies: policies.get_or_create_owned(&StateLabels { state: "valid" }),
             invalid_policies: policies.get_or_create_owned(&StateLabels { state: "invalid" }),
         };
@@ -177,6 +202,7 @@ mod tests {
             r#"sgp_policies{state="valid"} 3"#,
             r#"sgp_policies{state="invalid"} 1"#,
             "sgp_policy_definition_installed 0",
+            "sgp_admission_unconfirmed_total 0",
             "sgp_admission_duration_seconds_count 0",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

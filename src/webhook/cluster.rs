@@ -1,11 +1,11 @@
 //! What the webhook knows of the cluster: indexes fed by watches, and bounded live lookups
 //! for what they have not seen yet.
 //!
-//! "Not seen yet" and "does not exist" are different answers. A namespace or service
-//! account that the watches have not brought is asked for live, once for all requests that
-//! wait for it; only the API server's own "not found" counts as missing.
+//! What the watches have brought may be a moment old. What is known is told apart from what
+//! the API server says when it is asked, and only the latter can say that something is not
+//! there.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -13,11 +13,14 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, PartialObjectMeta};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
+use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
 
 use super::lookup::{Lookup, LookupError};
 use crate::api::SecurityGroupPolicy;
+use crate::api::names::ENFORCE_LABEL;
 use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{NamespacePolicies, Policy, PolicyIndex, ServiceAccountIndex};
 use crate::telemetry::metrics::{LookupMetrics, WatchMetrics};
@@ -31,7 +34,7 @@ pub struct Cluster {
     client: Client,
     policies: RwLock<PolicyIndex>,
     service_accounts: RwLock<ServiceAccountIndex>,
-    namespaces: RwLock<HashSet<Box<str>>>,
+    enforced_namespaces: RwLock<HashSet<Box<str>>>,
     policies_synced: AtomicBool,
     service_accounts_synced: AtomicBool,
     namespaces_synced: AtomicBool,
@@ -67,7 +70,7 @@ impl Cluster {
             client,
             policies: RwLock::default(),
             service_accounts: RwLock::default(),
-            namespaces: RwLock::default(),
+            enforced_namespaces: RwLock::default(),
             policies_synced: AtomicBool::new(false),
             service_accounts_synced: AtomicBool::new(false),
             namespaces_synced: AtomicBool::new(false),
@@ -91,23 +94,37 @@ impl Cluster {
         waiting.map(|(name, _)| name).collect()
     }
 
-    /// The policies of a namespace; `None` if it has none.
-    pub async fn policies(
+    /// The policies of a namespace that the watch has brought; `None` if it has none.
+    pub fn known_policies(&self, namespace: &str) -> Option<Arc<NamespacePolicies>> {
+        self.policies.read().expect(POISONED).namespace(namespace)
+    }
+
+    /// The labels of a service account that the watch has brought.
+    pub fn known_service_account(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Option<ServiceAccountLabels> {
+        let index = self.service_accounts.read().expect(POISONED);
+        index.labels(namespace, name)
+    }
+
+    /// Whether a namespace wants no pod that has not been decided about.
+    pub fn is_enforced(&self, namespace: &str) -> bool {
+        let enforced = self.enforced_namespaces.read().expect(POISONED);
+        enforced.contains(namespace)
+    }
+
+    /// The policies of a namespace as the API server has them now; `None` if it has none.
+    pub async fn ask_policies(
         &self,
         namespace: &str,
     ) -> Result<Option<Arc<NamespacePolicies>>, Unknown> {
-        if let Some(policies) = self.policies.read().expect(POISONED).namespace(namespace) {
-            return Ok(Some(policies));
-        }
-        let known = self.namespaces.read().expect(POISONED).contains(namespace);
-        if known || !self.definition_installed.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        // So new that the watches have not brought it: neither may they its policies.
         let resource = policy_resource();
         let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
         let name = namespace.to_owned();
         let list = async move {
+            // Without a resource version: consistent, never from a cache that lags behind.
             match api.list(&ListParams::default()).await {
                 Ok(list) => {
                     let mut index = PolicyIndex::default();
@@ -120,51 +137,41 @@ impl Cluster {
                 Err(error) => Err(error),
             }
         };
-        let what = || format!("the SecurityGroupPolicies of namespace {namespace:?}");
         let found = self.policy_lookup.run(namespace.to_owned(), list).await;
         found.map_err(|error| Unknown {
-            what: what(),
+            what: format!("the SecurityGroupPolicies of namespace {namespace:?}"),
             error,
         })
     }
 
-    /// The labels of a service account; `None` if the API server says that there is none.
-    pub async fn service_account_labels(
+    /// The labels of a service account as the API server has them now; `None` if there is
+    /// none.
+    pub async fn ask_service_account(
         &self,
         namespace: &str,
         name: &str,
     ) -> Result<Option<ServiceAccountLabels>, Unknown> {
-        let seen = self
-            .service_accounts
-            .read()
-            .expect(POISONED)
-            .labels(namespace, name);
-        if seen.is_some() {
-            return Ok(seen);
-        }
         let api = Api::<ServiceAccountMeta>::namespaced(self.client.clone(), namespace);
         let key = (namespace.to_owned(), name.to_owned());
         let get = {
             let name = name.to_owned();
             async move {
                 let account = api.get_opt(&name).await?;
-                Ok(account.map(|account| account.metadata.labels.unwrap_or_default().into()))
+                Ok(account.map(|account| labels_of(&account)))
             }
         };
-        let what = || format!("ServiceAccount {name:?} of namespace {namespace:?}");
         let found = self.service_account_lookup.run(key, get).await;
         found.map_err(|error| Unknown {
-            what: what(),
+            what: format!("ServiceAccount {name:?} of namespace {namespace:?}"),
             error,
         })
     }
+}
 
-    /// Notes whether the API server knows SecurityGroupPolicies; true if that is news.
-    pub(super) fn set_definition_installed(&self, installed: bool) -> bool {
-        self.watch_metrics
-            .definition_installed
-            .set(i64::from(installed));
-        self.definition_installed.swap(installed, Ordering::Relaxed) != installed
+impl Cluster {
+    fn note_failure(&self, resource: &str, failures: &Counter, error: &watcher::Error) {
+        failures.inc();
+        tracing::warn!(watch = resource, %error, "watch failed, starting it again");
     }
 }
 
@@ -178,12 +185,20 @@ pub(super) fn is_not_found(error: &kube::Error) -> bool {
 
 /// What a watch feeds.
 pub(super) trait Feed<K> {
+    /// What is known of all objects.
+    type Index: Default;
+    /// Puts an object of a list into the index that the list will make.
+    fn add(index: &mut Self::Index, object: K);
     /// A new or changed object.
     fn apply(&self, object: K);
     /// An object that is gone.
     fn delete(&self, object: &K);
     /// All objects that there are.
-    fn reset(&self, objects: Vec<K>);
+    fn reset(&self, index: Self::Index);
+    /// The API server does not know the resource.
+    fn undefined(&self);
+    /// The watch failed and is started again.
+    fn failed(&self, error: &watcher::Error);
 }
 
 /// The SecurityGroupPolicies of a cluster.
@@ -199,6 +214,13 @@ impl Policies<'_> {
 }
 
 impl Feed<DynamicObject> for Policies<'_> {
+    type Index = PolicyIndex;
+
+    fn add(index: &mut PolicyIndex, object: DynamicObject) {
+        let namespace = object.namespace().unwrap_or_default();
+        index.apply(&namespace, parse_policy(&object));
+    }
+
     fn apply(&self, object: DynamicObject) {
         let policy = parse_policy(&object);
         let namespace = object.namespace().unwrap_or_default();
@@ -214,16 +236,33 @@ impl Feed<DynamicObject> for Policies<'_> {
         self.update(|index| index.delete(&namespace, &object.name_any()));
     }
 
-    fn reset(&self, objects: Vec<DynamicObject>) {
-        let mut fresh = PolicyIndex::default();
-        for object in &objects {
-            fresh.apply(
-                &object.namespace().unwrap_or_default(),
-                parse_policy(object),
-            );
-        }
+    fn reset(&self, fresh: PolicyIndex) {
         self.update(|index| *index = fresh);
         self.0.policies_synced.store(true, Ordering::Relaxed);
+        if !self.0.definition_installed.swap(true, Ordering::Relaxed) {
+            tracing::info!("SecurityGroupPolicies are defined now");
+        }
+        self.0.watch_metrics.definition_installed.set(1);
+    }
+
+    fn undefined(&self) {
+        self.update(|index| *index = PolicyIndex::default());
+        self.0.policies_synced.store(true, Ordering::Relaxed);
+        if self.0.definition_installed.swap(false, Ordering::Relaxed) {
+            tracing::warn!(
+                "SecurityGroupPolicies are not defined in this cluster: every pod is let in \
+                 unchanged until the definition is applied (manifests/crds)"
+            );
+        }
+        self.0.watch_metrics.definition_installed.set(0);
+    }
+
+    fn failed(&self, error: &watcher::Error) {
+        self.0.note_failure(
+            "securitygrouppolicies",
+            &self.0.watch_metrics.policies,
+            error,
+        );
     }
 }
 
@@ -232,22 +271,22 @@ pub(super) struct ServiceAccounts<'a>(pub(super) &'a Cluster);
 
 type ServiceAccountMeta = PartialObjectMeta<ServiceAccount>;
 
-fn apply_service_account(index: &mut ServiceAccountIndex, account: ServiceAccountMeta) {
-    let labels: BTreeMap<_, _> = account.metadata.labels.unwrap_or_default();
-    let (namespace, name) = (account.metadata.namespace, account.metadata.name);
-    index.apply(
-        &namespace.unwrap_or_default(),
-        &name.unwrap_or_default(),
-        labels,
-    );
+fn labels_of(account: &ServiceAccountMeta) -> ServiceAccountLabels {
+    let labels = account.metadata.labels.as_ref();
+    labels.map(ServiceAccountLabels::from).unwrap_or_default()
 }
 
 impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
+    type Index = ServiceAccountIndex;
+
+    fn add(index: &mut ServiceAccountIndex, account: ServiceAccountMeta) {
+        let namespace = account.namespace().unwrap_or_default();
+        index.apply(&namespace, &account.name_any(), labels_of(&account));
+    }
+
     fn apply(&self, account: ServiceAccountMeta) {
-        apply_service_account(
-            &mut self.0.service_accounts.write().expect(POISONED),
-            account,
-        );
+        let mut index = self.0.service_accounts.write().expect(POISONED);
+        Self::add(&mut index, account);
     }
 
     fn delete(&self, account: &ServiceAccountMeta) {
@@ -256,52 +295,71 @@ impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
         index.delete(&namespace, &account.name_any());
     }
 
-    fn reset(&self, accounts: Vec<ServiceAccountMeta>) {
-        let mut fresh = ServiceAccountIndex::default();
-        for account in accounts {
-            apply_service_account(&mut fresh, account);
-        }
+    fn reset(&self, fresh: ServiceAccountIndex) {
         *self.0.service_accounts.write().expect(POISONED) = fresh;
         self.0
             .service_accounts_synced
             .store(true, Ordering::Relaxed);
     }
+
+    /// Every API server knows them; what it says must pass.
+    fn undefined(&self) {}
+
+    fn failed(&self, error: &watcher::Error) {
+        self.0.note_failure(
+            "serviceaccounts",
+            &self.0.watch_metrics.service_accounts,
+            error,
+        );
+    }
 }
 
-/// The names of a cluster's namespaces.
-pub(super) struct Namespaces<'a>(pub(super) &'a Cluster);
+/// The namespaces of a cluster that are labelled as enforced.
+pub(super) struct EnforcedNamespaces<'a>(pub(super) &'a Cluster);
 
-impl Feed<PartialObjectMeta<Namespace>> for Namespaces<'_> {
+impl Feed<PartialObjectMeta<Namespace>> for EnforcedNamespaces<'_> {
+    type Index = HashSet<Box<str>>;
+
+    fn add(index: &mut HashSet<Box<str>>, namespace: PartialObjectMeta<Namespace>) {
+        let label = namespace.labels().get(ENFORCE_LABEL);
+        if label.is_some_and(|value| value == "true") {
+            index.insert(namespace.name_any().into());
+        } else {
+            index.remove(namespace.name_any().as_str());
+        }
+    }
+
     fn apply(&self, namespace: PartialObjectMeta<Namespace>) {
-        let name = namespace.name_any().into();
-        self.0.namespaces.write().expect(POISONED).insert(name);
+        let mut index = self.0.enforced_namespaces.write().expect(POISONED);
+        Self::add(&mut index, namespace);
     }
 
     fn delete(&self, namespace: &PartialObjectMeta<Namespace>) {
-        let name = namespace.name_any();
-        self.0
-            .namespaces
-            .write()
-            .expect(POISONED)
-            .remove(name.as_str());
+        let mut index = self.0.enforced_namespaces.write().expect(POISONED);
+        index.remove(namespace.name_any().as_str());
     }
 
-    fn reset(&self, namespaces: Vec<PartialObjectMeta<Namespace>>) {
-        let names = namespaces
-            .iter()
-            .map(|namespace| namespace.name_any().into());
-        *self.0.namespaces.write().expect(POISONED) = names.collect();
+    fn reset(&self, fresh: HashSet<Box<str>>) {
+        *self.0.enforced_namespaces.write().expect(POISONED) = fresh;
         self.0.namespaces_synced.store(true, Ordering::Relaxed);
+    }
+
+    /// Every API server knows them; what it says must pass.
+    fn undefined(&self) {}
+
+    fn failed(&self, error: &watcher::Error) {
+        self.0
+            .note_failure("namespaces", &self.0.watch_metrics.namespaces, error);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::labels::Labels;
     use crate::telemetry::metrics::Metrics;
     use axum::body::Body;
     use axum::http::{Request, Response, StatusCode};
-    use kube::api::TypeMeta;
     use serde_json::{Value, json};
     use std::convert::Infallible;
     use std::sync::Mutex;
@@ -325,16 +383,9 @@ mod tests {
         )
     }
 
-    fn namespace(name: &str) -> PartialObjectMeta<Namespace> {
-        let metadata = kube::core::ObjectMeta {
-            name: Some(name.into()),
-            ..Default::default()
-        };
-        PartialObjectMeta {
-            types: None,
-            metadata,
-            _phantom: Default::default(),
-        }
+    fn namespace(name: &str, labels: Value) -> PartialObjectMeta<Namespace> {
+        let metadata = json!({"name": name, "labels": labels});
+        serde_json::from_value(json!({ "metadata": metadata })).unwrap()
     }
 
     fn one_policy() -> Value {
@@ -349,54 +400,62 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn policies_of_a_namespace_never_seen_are_asked_for() {
+    async fn api_server_is_asked_for_one_namespaces_policies() {
         let (cluster, asked) = cluster(200, one_policy());
-        let policies = cluster.policies("shop").await.unwrap();
+        let policies = cluster.ask_policies("shop").await.unwrap();
 
         assert!(policies.is_some_and(|policies| !policies.is_empty()));
         let path = "/apis/vpcresources.k8s.aws/v1beta1/namespaces/shop/securitygrouppolicies";
         assert_eq!(*asked.lock().unwrap(), [path]);
+        assert!(
+            cluster.known_policies("shop").is_none(),
+            "the watch will bring them"
+        );
     }
 
     #[tokio::test]
-    async fn namespace_that_was_seen_without_policies_has_none() {
-        let (cluster, asked) = cluster(200, one_policy());
-        Namespaces(&cluster).reset(vec![namespace("shop")]);
-
-        assert!(cluster.policies("shop").await.unwrap().is_none());
-        assert!(asked.lock().unwrap().is_empty(), "there was no need to ask");
+    async fn there_are_no_policies_where_they_are_not_defined() {
+        let (cluster, _) = cluster(404, not_found());
+        assert!(cluster.ask_policies("shop").await.unwrap().is_none());
     }
 
     #[tokio::test]
-    async fn nothing_is_asked_where_policies_are_not_defined() {
-        let (cluster, asked) = cluster(404, not_found());
-        cluster.set_definition_installed(false);
-
-        assert!(cluster.policies("shop").await.unwrap().is_none());
-        assert!(asked.lock().unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn policies_seen_by_the_watch_are_taken_without_asking() {
+    async fn policies_that_the_watch_brought_are_known_without_asking() {
         let (cluster, asked) = cluster(500, json!({}));
         let spec = one_policy()["items"][0]["spec"].clone();
         let mut policy = DynamicObject::new("all", &policy_resource()).within("shop");
         policy.data = json!({ "spec": spec });
-        policy.types = None::<TypeMeta>;
         Policies(&cluster).apply(policy.clone());
-        assert!(cluster.policies("shop").await.unwrap().is_some());
+        assert!(cluster.known_policies("shop").is_some());
 
-        Namespaces(&cluster).apply(namespace("shop"));
         Policies(&cluster).delete(&policy);
-        assert!(cluster.policies("shop").await.unwrap().is_none());
+        assert!(cluster.known_policies("shop").is_none());
         assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn namespace_is_enforced_while_its_label_says_so() {
+        let (cluster, _) = cluster(500, json!({}));
+        let feed = EnforcedNamespaces(&cluster);
+        for (labels, enforced) in [
+            (json!({}), false),
+            (json!({"vpcresources.k8s.aws/enforce": "true"}), true),
+            (json!({"vpcresources.k8s.aws/enforce": "false"}), false),
+            (json!({"vpcresources.k8s.aws/enforce": "true"}), true),
+        ] {
+            feed.apply(namespace("shop", labels.clone()));
+            assert_eq!(cluster.is_enforced("shop"), enforced, "{labels}");
+            assert!(!cluster.is_enforced("bank"));
+        }
+        feed.delete(&namespace("shop", json!({})));
+        assert!(!cluster.is_enforced("shop"));
     }
 
     #[tokio::test]
     async fn service_account_that_the_api_server_does_not_know_is_missing() {
         let (absent, _) = cluster(404, not_found());
         assert_eq!(
-            absent.service_account_labels("shop", "app").await.unwrap(),
+            absent.ask_service_account("shop", "app").await.unwrap(),
             None
         );
 
@@ -406,11 +465,11 @@ mod tests {
         });
         let (present, _) = cluster(200, answer);
         let labels = present
-            .service_account_labels("shop", "app")
+            .ask_service_account("shop", "app")
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(labels["role"], "reader");
+        assert_eq!(labels.get("role"), Some("reader"));
     }
 
     #[tokio::test]
@@ -418,13 +477,13 @@ mod tests {
         let fault = json!({"kind": "Status", "status": "Failure", "code": 500, "message": "oops"});
         let (cluster, _) = cluster(500, fault);
 
-        let unknown = cluster.policies("shop").await.unwrap_err().to_string();
+        let unknown = cluster.ask_policies("shop").await.unwrap_err().to_string();
         assert!(
             unknown.contains("the SecurityGroupPolicies of namespace \"shop\""),
             "{unknown}"
         );
         let unknown = cluster
-            .service_account_labels("shop", "app")
+            .ask_service_account("shop", "app")
             .await
             .unwrap_err()
             .to_string();

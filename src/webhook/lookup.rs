@@ -2,9 +2,9 @@
 //! wait for the answer.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,18 +20,42 @@ pub enum LookupError {
     #[error("the API server did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
     /// The API server could not be asked, or refused to answer.
-    #[error(transparent)]
+    #[error("{}", in_words(.0))]
     Failed(Arc<kube::Error>),
+}
+
+/// What the API server says, without the rest of its answer.
+fn in_words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => format!(
+            "{}; give the webhook's service account the rights of manifests/rbac.yaml",
+            status.message
+        ),
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 type Pending<V> = Shared<BoxFuture<'static, Result<V, LookupError>>>;
 
 /// One kind of question.
+///
+/// Who asks is told what the API server knew at the time of asking or later. Requests that
+/// come while an equal question is on its way therefore wait for the next one, together: at
+/// most one question of a key is under way at a time.
 #[derive(Debug)]
 pub struct Lookup<K, V: Clone> {
     timeout: Duration,
     asked: Counter,
-    pending: Mutex<HashMap<K, Pending<V>>>,
+    pending: Mutex<HashMap<K, Question<V>>>,
+}
+
+/// The latest question of a key.
+#[derive(Debug)]
+struct Question<V: Clone> {
+    /// Whether it is on its way, so that its answer may be older than a request that comes now.
+    begun: Arc<AtomicBool>,
+    answer: Pending<V>,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Lookup<K, V> {
@@ -44,92 +68,134 @@ impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Lookup<K, V> {
         }
     }
 
-    /// The answer of `ask`, or that of an equal question that is already under way.
+    /// The answer of `ask`, or that of an equal question that is still to be asked.
+    ///
+    /// Takes at most twice the time-out: for the question that is under way, and for the one
+    /// after it.
     pub async fn run<F>(&self, key: K, ask: F) -> Result<V, LookupError>
     where
         F: Future<Output = Result<V, kube::Error>> + Send + 'static,
     {
-        let (pending, is_mine) = self.join_or_ask(key.clone(), ask);
-        // If the one who asked goes away, whoever still waits drives the question on; the
-        // entry must go all the same.
-        let _forget = is_mine.then(|| Forget { lookup: self, key });
-        pending.await
+        let answer = self.join_or_ask(key.clone(), ask);
+        // Also when the request goes away before its answer comes. Whoever still waits has
+        // the question in hands and drives it on.
+        let _forget = Forget {
+            lookup: self,
+            key,
+            answer: answer.clone(),
+        };
+        answer.await
     }
 
-    fn join_or_ask<F>(&self, key: K, ask: F) -> (Pending<V>, bool)
+    fn join_or_ask<F>(&self, key: K, ask: F) -> Pending<V>
     where
         F: Future<Output = Result<V, kube::Error>> + Send + 'static,
     {
-        match self.pending.lock().expect(POISONED).entry(key) {
-            Entry::Occupied(entry) => (entry.get().clone(), false),
-            Entry::Vacant(entry) => {
-                self.asked.inc();
-                let timeout = self.timeout;
-                let bounded = async move {
-                    match tokio::time::timeout(timeout, ask).await {
-                        Ok(answer) => answer.map_err(|error| LookupError::Failed(error.into())),
-                        Err(_) => Err(LookupError::TimedOut(timeout)),
-                    }
-                };
-                (entry.insert(bounded.boxed().shared()).clone(), true)
+        let mut pending = self.pending.lock().expect(POISONED);
+        let under_way = match pending.get(&key) {
+            Some(next) if !next.begun.load(Ordering::Acquire) => return next.answer.clone(),
+            under_way => under_way.map(|question| question.answer.clone()),
+        };
+        let begun = Arc::new(AtomicBool::new(false));
+        let (timeout, asked, begins) = (self.timeout, self.asked.clone(), begun.clone());
+        let answer = async move {
+            if let Some(under_way) = under_way {
+                // Its answer is not for us, whatever it is.
+                let _ = under_way.await;
             }
-        }
+            begins.store(true, Ordering::Release);
+            asked.inc();
+            match tokio::time::timeout(timeout, ask).await {
+                Ok(answer) => answer.map_err(|error| LookupError::Failed(error.into())),
+                Err(_) => Err(LookupError::TimedOut(timeout)),
+            }
+        };
+        let answer = answer.boxed().shared();
+        let question = Question {
+            begun,
+            answer: answer.clone(),
+        };
+        pending.insert(key, question);
+        answer
     }
 }
 
 const POISONED: &str = "no one panics while the map of questions is locked";
 
+/// Takes a question off the map when one of those who waited for it is done.
 struct Forget<'a, K: Eq + Hash, V: Clone> {
     lookup: &'a Lookup<K, V>,
     key: K,
+    answer: Pending<V>,
 }
 
 impl<K: Eq + Hash, V: Clone> Drop for Forget<'_, K, V> {
     fn drop(&mut self) {
-        self.lookup
-            .pending
-            .lock()
-            .expect(POISONED)
-            .remove(&self.key);
+        let mut pending = self.lookup.pending.lock().expect(POISONED);
+        let latest = pending.get(&self.key);
+        if latest.is_some_and(|question| question.answer.ptr_eq(&self.answer)) {
+            pending.remove(&self.key);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
+    use tokio::sync::Semaphore;
 
     fn lookup() -> Lookup<&'static str, usize> {
         Lookup::new(Duration::from_secs(2), Counter::default())
     }
 
+    /// Answers with how often it has been asked, once it may.
+    fn ask(
+        asked: &Arc<AtomicUsize>,
+        may_answer: &Arc<Semaphore>,
+    ) -> impl Future<Output = Result<usize, kube::Error>> + use<> {
+        let (asked, may_answer) = (asked.clone(), may_answer.clone());
+        async move {
+            let number = asked.fetch_add(1, Ordering::Relaxed);
+            may_answer.acquire().await.expect("never closed").forget();
+            Ok(number)
+        }
+    }
+
     #[tokio::test]
-    async fn equal_questions_at_the_same_time_are_asked_once() {
+    async fn requests_that_wait_together_share_one_question() {
         let lookup = lookup();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let ask = || {
-            let asked = asked.clone();
-            async move {
-                tokio::task::yield_now().await;
-                Ok(asked.fetch_add(1, Ordering::Relaxed))
-            }
-        };
+        let (asked, may_answer) = (Arc::default(), Arc::new(Semaphore::new(0)));
+        let requests = (0..5).map(|_| lookup.run("a", ask(&asked, &may_answer)));
+        let mut all = futures::future::join_all(requests);
+        assert!(futures::poll!(&mut all).is_pending());
+        let other = lookup.run("b", ask(&asked, &may_answer));
 
-        let (one, two, other) = tokio::join!(
-            lookup.run("a", ask()),
-            lookup.run("a", ask()),
-            lookup.run("b", ask())
-        );
-        assert_eq!(one.unwrap(), two.unwrap());
-        other.unwrap();
+        may_answer.add_permits(3);
+        // The first was on its way when the others came.
+        let answers = all.await.into_iter().map(Result::unwrap);
+        assert_eq!(answers.collect::<Vec<_>>(), [0, 1, 1, 1, 1]);
+        assert_eq!(other.await.unwrap(), 2, "another key is another question");
+        assert!(lookup.pending.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn answer_is_never_older_than_the_request() {
+        let lookup = lookup();
+        let (asked, may_answer) = (Arc::default(), Arc::new(Semaphore::new(0)));
+        let mut first = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        assert!(futures::poll!(&mut first).is_pending(), "it is on its way");
+        let mut second = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        let mut third = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        assert!(futures::poll!(&mut second).is_pending());
+        assert!(futures::poll!(&mut third).is_pending());
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "one at a time");
+
+        may_answer.add_permits(2);
+        assert_eq!(second.await.unwrap(), 1);
+        assert_eq!(third.await.unwrap(), 1);
+        assert_eq!(first.await.unwrap(), 0);
         assert_eq!(asked.load(Ordering::Relaxed), 2);
-
-        lookup.run("a", ask()).await.unwrap();
-        assert_eq!(
-            asked.load(Ordering::Relaxed),
-            3,
-            "an old answer is not given again"
-        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -146,18 +212,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn question_outlives_the_request_that_asked_it() {
+    async fn request_that_goes_away_holds_up_nobody() {
         let lookup = lookup();
-        let (answer, waiting) = tokio::sync::oneshot::channel();
-        let mut first =
-            Box::pin(lookup.run("a", async { Ok(waiting.await.expect("an answer is sent")) }));
-        assert!(futures::poll!(&mut first).is_pending());
-        let second = lookup.run("a", async { Ok(0) });
-        futures::pin_mut!(second);
-        assert!(futures::poll!(&mut second).is_pending());
+        let (asked, may_answer) = (Arc::default(), Arc::new(Semaphore::new(0)));
+        let mut gone = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        assert!(futures::poll!(&mut gone).is_pending());
+        let mut waiting = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        let mut joined = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(futures::poll!(&mut joined).is_pending());
 
-        drop(first);
-        answer.send(7).unwrap();
-        assert_eq!(second.await.unwrap(), 7);
+        drop(gone);
+        drop(waiting);
+        may_answer.add_permits(2);
+        assert_eq!(joined.await.unwrap(), 1);
     }
 }

@@ -1,10 +1,11 @@
 //! The admission webhook: TLS in front, a decision in the middle, an AdmissionReview out.
 //!
 //! Stateless, any number of replicas. Nothing in here calls EC2, and a request waits for the
-//! API server in two cases only: its namespace or its service account is so new that the
-//! watches have not brought it. A dry run is answered as any other request, because an
-//! answer leaves no trace.
+//! API server in two cases only: its service account is so new that the watch has not brought
+//! it, or no policy that the watch has brought selects the pod, which is then confirmed. A
+//! dry run is answered as any other request, because an answer leaves no trace.
 
+pub mod body;
 pub mod cluster;
 pub mod lookup;
 pub mod messages;
@@ -14,35 +15,24 @@ pub mod review;
 pub mod server;
 pub mod watch;
 
-use std::any::Any;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kube::Client;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::timeout::TimeoutLayer;
 
 use self::cluster::Cluster;
 use self::server::Limits;
 use crate::api::names::MUTATE_POD_PATH;
 use crate::policy::Settings;
 use crate::telemetry::metrics::Metrics;
-
-/// The most bytes of a request's body: what the API server takes for a request to itself.
-const BODY_LIMIT: usize = 3 * 1024 * 1024;
-
-/// How long a request may take from its headers to its answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state that all requests share.
 pub struct Webhook {
@@ -106,32 +96,10 @@ impl Webhook {
 
 fn router(webhook: Arc<Webhook>) -> Router {
     Router::new()
-        .route(
-            MUTATE_POD_PATH,
-            post(mutate_pod::mutate_pod)
-                .route_layer(DefaultBodyLimit::max(BODY_LIMIT))
-                .route_layer(middleware::from_fn(require_json)),
-        )
+        .route(MUTATE_POD_PATH, post(mutate_pod::mutate_pod))
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(ready))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::SERVICE_UNAVAILABLE,
-            REQUEST_TIMEOUT,
-        ))
-        .layer(CatchPanicLayer::custom(panicked))
         .with_state(webhook)
-}
-
-async fn require_json(request: Request, next: Next) -> Response {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    let essence = content_type
-        .and_then(|value| value.to_str().ok())
-        .map(|value| value.split(';').next().unwrap_or(value).trim());
-    if essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
-        return next.run(request).await;
-    }
-    let message = "the Content-Type must be application/json, as the API server sends it";
-    (StatusCode::UNSUPPORTED_MEDIA_TYPE, message).into_response()
 }
 
 /// Ready once every watch has brought its first full list, and until the shutdown begins.
@@ -145,17 +113,6 @@ async fn ready(State(webhook): State<Arc<Webhook>>) -> Response {
     }
     let message = format!("waiting for the first list of {}", waiting.join(", "));
     (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
-}
-
-fn panicked(cause: Box<dyn Any + Send + 'static>) -> Response {
-    let cause = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let cause = cause.unwrap_or_else(|| "see the log".to_owned());
-    tracing::error!(cause, "a request was ended by a bug");
-    (
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "a bug in sgp ended this request; its log says more",
-    )
-        .into_response()
 }
 
 async fn serve_metrics(listener: Option<TcpListener>, webhook: &Arc<Webhook>) {

@@ -1,25 +1,24 @@
 //! `/mutate-v1-pod`: what a pod lacks at its creation.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use json_patch::Patch;
 
 use super::Webhook;
+use super::body::JsonBody;
 use super::cluster::Unknown;
 use super::messages;
 use super::patch::patch;
 use super::review::{self, Answer, Refusal, Request, Unreadable};
 use crate::policy::service_accounts::ServiceAccountLabels;
-use crate::policy::{NamespacePolicies, Pod, ServiceAccount, decide};
+use crate::policy::{Decision, NamespacePolicies, Pod, ServiceAccount, decide};
 
 /// Answers one AdmissionReview.
-pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
+pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, JsonBody(body): JsonBody) -> Response {
     let begin = Instant::now();
     let response = match review::read::<Pod<'_>>(&body) {
         Ok(request) => {
@@ -70,26 +69,59 @@ impl Webhook {
         }
     }
 
+    /// Decides by what is known. That no policy selects the pod is never said from memory
+    /// alone: a policy may have been created a moment ago, together with the pod.
     async fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Result<Answer, Unknown> {
-        static NO_POLICIES: LazyLock<Arc<NamespacePolicies>> = LazyLock::new(Arc::default);
-        let policies = self.cluster.policies(namespace).await?;
-        let policies = policies.as_ref().unwrap_or(&NO_POLICIES);
-        let labels = self
-            .service_account_labels(namespace, pod, policies)
-            .await?;
-        let service_account = match &labels {
-            Some(labels) => ServiceAccount::Labels(labels.as_ref()),
-            None => ServiceAccount::Missing,
+        let cluster = &self.cluster;
+        let known = cluster.known_policies(namespace).unwrap_or_default();
+        let account = pod.service_account_name();
+        let labels = match cluster.known_service_account(namespace, account) {
+            Some(labels) => Some(labels),
+            None => self.ask_service_account(namespace, pod, &known).await?,
         };
-        let decision = decide(pod, policies, service_account, self.settings);
+        let decision = decide(pod, &known, service_account(&labels), self.settings);
+        if !decision.policies.is_empty() || decision.denial.is_some() {
+            return Ok(self.answer_with(namespace, pod, &decision));
+        }
+        let now = match cluster.ask_policies(namespace).await {
+            Ok(now) => now.unwrap_or_default(),
+            // As the API server does it when we can't be asked ourselves: only where
+            // policies are does a pod have to wait.
+            Err(unknown) if known.is_empty() && !cluster.is_enforced(namespace) => {
+                self.metrics.admission.unconfirmed.inc();
+                tracing::warn!(namespace, %unknown, "pod let in without confirmation");
+                return Ok(self.answer_with(namespace, pod, &decision));
+            }
+            Err(unknown) => return Err(unknown),
+        };
+        let labels = self.ask_service_account(namespace, pod, &now).await?;
+        let decision = decide(pod, &now, service_account(&labels), self.settings);
+        Ok(self.answer_with(namespace, pod, &decision))
+    }
 
+    /// The labels of the pod's service account as the API server has them, if any policy's
+    /// answer hangs on them; `None` if one does and there is no such account.
+    async fn ask_service_account(
+        &self,
+        namespace: &str,
+        pod: &Pod<'_>,
+        policies: &NamespacePolicies,
+    ) -> Result<Option<ServiceAccountLabels>, Unknown> {
+        if !policies.ask_for_service_account(pod.labels()) {
+            return Ok(Some(ServiceAccountLabels::default()));
+        }
+        let name = pod.service_account_name();
+        self.cluster.ask_service_account(namespace, name).await
+    }
+
+    fn answer_with(&self, namespace: &str, pod: &Pod<'_>, decision: &Decision<'_>) -> Answer {
         let metrics = &self.metrics.admission;
-        let warnings = messages::warnings(pod, &decision);
+        let warnings = messages::warnings(pod, decision);
         if let Some(denial) = &decision.denial {
-            let message = messages::denial(pod, namespace, &decision, denial);
+            let message = messages::denial(pod, namespace, decision, denial);
             metrics.denied.inc();
             tracing::info!(namespace, message, "pod refused");
-            return Ok(Answer::denied(Refusal::forbidden(message), warnings));
+            return Answer::denied(Refusal::forbidden(message), warnings);
         }
         let patch = patch(pod, &decision.changes);
         let counter = if patch.is_empty() {
@@ -105,25 +137,7 @@ impl Webhook {
             changes = ?decision.changes,
             "pod let in"
         );
-        Ok(Answer::allowed(patch, warnings))
-    }
-
-    /// The labels of the pod's service account, as far as any policy asks for them; `None`
-    /// if one does and there is no such account.
-    async fn service_account_labels(
-        &self,
-        namespace: &str,
-        pod: &Pod<'_>,
-        policies: &NamespacePolicies,
-    ) -> Result<Option<ServiceAccountLabels>, Unknown> {
-        static NOT_ASKED_FOR: LazyLock<ServiceAccountLabels> =
-            LazyLock::new(|| Arc::new(BTreeMap::new()));
-        if !policies.ask_for_service_accounts() {
-            return Ok(Some(NOT_ASKED_FOR.clone()));
-        }
-        self.cluster
-            .service_account_labels(namespace, pod.service_account_name())
-            .await
+        Answer::allowed(patch, warnings)
     }
 
     fn refuse_unreadable(&self, unreadable: &Unreadable) -> Response {
@@ -138,6 +152,15 @@ impl Webhook {
                 Answer::denied(refusal, Vec::new()).for_uid(uid)
             }
         }
+    }
+}
+
+fn service_account(
+    labels: &Option<ServiceAccountLabels>,
+) -> ServiceAccount<'_, ServiceAccountLabels> {
+    match labels {
+        Some(labels) => ServiceAccount::Labels(labels),
+        None => ServiceAccount::Missing,
     }
 }
 

@@ -1,19 +1,27 @@
 //! HTTP/1.1 and HTTP/2 over TLS, every step bounded in time.
 
+use std::any::Any;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Bytes, HttpBody};
+use axum::http::{Request, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tower::Service;
 
 /// Bounds of one server.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +33,8 @@ pub struct Limits {
     /// From one HTTP/1.1 request's end to the end of the next one's headers. Longer than the
     /// API server keeps idle connections (90 s), so that it never meets one that we close.
     pub header: Duration,
+    /// From a request's headers to its answer.
+    pub request: Duration,
     /// Between a silent HTTP/2 connection's last sign of life and the ping that asks for one.
     pub keep_alive: Duration,
     /// Until a shutdown stops to wait for running requests.
@@ -37,6 +47,7 @@ impl Default for Limits {
             connections: 10_000,
             handshake: Duration::from_secs(5),
             header: Duration::from_secs(120),
+            request: Duration::from_secs(10),
             keep_alive: Duration::from_secs(30),
             drain: Duration::from_secs(10),
         }
@@ -133,12 +144,74 @@ impl Server {
             .keep_alive_interval(limits.keep_alive)
             .keep_alive_timeout(limits.handshake)
             .max_concurrent_streams(1_000);
-        let service = TowerToHyperService::new(self.router);
+        let service = service_fn(|request| answer(self.router.clone(), request, limits.request));
         let connection = builder
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "connection ended early");
+        }
+    }
+}
+
+/// The router's answer, bounded in time; a bug ends its request and nothing else.
+///
+/// Here rather than in layers of the router, each of which would allocate for every request.
+async fn answer<B>(
+    mut router: Router,
+    request: Request<B>,
+    limit: Duration,
+) -> Result<Response, Infallible>
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    let answer = AssertUnwindSafe(async { router.call(request).await }).catch_unwind();
+    // Looks at the answer before it sets its timer, so that a request that waits for nothing
+    // sets none.
+    Ok(match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Err(cause)) => panicked(cause),
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    })
+}
+
+fn panicked(cause: Box<dyn Any + Send>) -> Response {
+    let cause = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let cause = cause.unwrap_or_else(|| "see the log".to_owned());
+    tracing::error!(cause, "a request was ended by a bug");
+    (
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "a bug in sgp ended this request; its log says more",
+    )
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::routing::get;
+
+    #[tokio::test(start_paused = true)]
+    async fn request_that_fails_or_hangs_is_answered_all_the_same() {
+        async fn fails() {
+            // Without the hook, so that the output shows no failure.
+            std::panic::resume_unwind(Box::new("a bug"))
+        }
+        let router = Router::new()
+            .route("/works", get(async || "ok"))
+            .route("/fails", get(fails))
+            .route("/hangs", get(std::future::pending::<()>));
+        for (path, expected) in [
+            ("/works", StatusCode::OK),
+            ("/fails", StatusCode::INTERNAL_SERVER_ERROR),
+            ("/hangs", StatusCode::SERVICE_UNAVAILABLE),
+        ] {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let limit = Duration::from_secs(10);
+            let Ok(response) = answer(router.clone(), request, limit).await;
+            assert_eq!(response.status(), expected, "{path}");
         }
     }
 }

@@ -11,33 +11,34 @@ use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 
 use super::cluster::{
-    Cluster, Feed, Namespaces, Policies, ServiceAccounts, is_not_found, policy_resource,
+    Cluster, EnforcedNamespaces, Feed, Policies, ServiceAccounts, is_not_found, policy_resource,
 };
+
+/// How soon it is asked again whether a resource is defined by now.
+const UNDEFINED_PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs all watches.
 pub async fn run(cluster: &Cluster, client: kube::Client) {
-    let config = watcher::Config::default();
+    // A page is held as text and as objects; small ones keep the memory's peak low.
+    let config = watcher::Config::default().page_size(100);
     let resource = policy_resource();
-    let policies = watch_objects(Api::all_with(client.clone(), &resource), config.clone());
+    let policies = Api::all_with(client.clone(), &resource);
     let service_accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
     let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client);
     tokio::join!(
-        follow_policies(cluster, policies.backoff(backoff())),
-        follow(
-            "serviceaccounts",
-            ServiceAccounts(cluster),
-            watch_objects(service_accounts, config.clone()).backoff(backoff()),
-        ),
-        follow(
-            "namespaces",
-            Namespaces(cluster),
-            watch_objects(namespaces, config).backoff(backoff()),
-        ),
+        follow(Policies(cluster), || {
+            watch_objects(policies.clone(), config.clone())
+        }),
+        follow(ServiceAccounts(cluster), || {
+            watch_objects(service_accounts.clone(), config.clone())
+        }),
+        follow(EnforcedNamespaces(cluster), || {
+            watch_objects(namespaces.clone(), config.clone())
+        }),
     );
 }
 
-/// Short enough that a resource that appears, or an API server that comes back, is noticed
-/// within seconds.
+/// Short enough that an API server that comes back is noticed within seconds.
 fn backoff() -> ExponentialBackoff {
     let longest = Duration::from_secs(3);
     let builder = backon::ExponentialBuilder::default().with_min_delay(longest / 16);
@@ -48,83 +49,213 @@ fn backoff() -> ExponentialBackoff {
         .into()
 }
 
-async fn follow<K: Debug>(
-    name: &'static str,
-    feed: impl Feed<K>,
-    events: impl Stream<Item = watcher::Result<Event<K>>>,
+/// Feeds the index from one watch after another.
+async fn follow<K: Debug, S>(feed: impl Feed<K>, watch: impl Fn() -> S)
+where
+    S: Stream<Item = watcher::Result<Event<K>>> + Send,
+{
+    loop {
+        // A watch whose resource went away begins anew with a list: going on where it was,
+        // it would never learn what came and went meanwhile.
+        follow_while_defined(&feed, watch()).await;
+        tokio::time::sleep(UNDEFINED_PAUSE).await;
+    }
+}
+
+async fn follow_while_defined<K: Debug, F: Feed<K>>(
+    feed: &F,
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
 ) {
-    let mut feeding = Feeding {
-        feed,
-        listed: Vec::new(),
-    };
+    let events = events.backoff(backoff());
     pin_mut!(events);
+    let mut listed = F::Index::default();
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => feeding.take(event),
-            Err(error) => tracing::warn!(watch = name, %error, "watch failed, starting it again"),
+            Ok(Event::Init) => listed = F::Index::default(),
+            // Only what the index keeps stays in memory, not the objects of a whole cluster.
+            Ok(Event::InitApply(object)) => F::add(&mut listed, object),
+            Ok(Event::InitDone) => feed.reset(std::mem::take(&mut listed)),
+            Ok(Event::Apply(object)) => feed.apply(object),
+            Ok(Event::Delete(object)) => feed.delete(&object),
+            Err(watcher::Error::InitialListFailed(error)) if is_not_found(&error) => {
+                return feed.undefined();
+            }
+            Err(watcher::Error::WatchStartFailed(error)) if is_not_found(&error) => return,
+            Err(error) => feed.failed(&error),
         }
     }
 }
 
-/// Follows the policies, whose resource may not be defined yet: then there are none, and
-/// the watch is tried again until there are.
-async fn follow_policies(
-    cluster: &Cluster,
-    events: impl Stream<Item = watcher::Result<Event<kube::api::DynamicObject>>>,
-) {
-    let mut feeding = Feeding {
-        feed: Policies(cluster),
-        listed: Vec::new(),
-    };
-    pin_mut!(events);
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                if matches!(event, Event::InitDone) && cluster.set_definition_installed(true) {
-                    tracing::info!("SecurityGroupPolicies are defined now");
-                }
-                feeding.take(event);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+    use axum::body::Body;
+    use axum::http::{Request, Response};
+    use serde_json::{Value, json};
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    /// One answer of a scripted API server to the watch of policies.
+    enum Script {
+        List(Value),
+        ListFails(u16),
+        /// Events, after which the connection ends.
+        Watch(Vec<Value>),
+        WatchFails(u16),
+    }
+
+    fn policy(name: &str) -> Value {
+        json!({
+            "apiVersion": "vpcresources.k8s.aws/v1beta1",
+            "kind": "SecurityGroupPolicy",
+            "metadata": {"name": name, "namespace": "shop", "resourceVersion": "1"},
+            "spec": {"podSelector": {}, "securityGroups": {"groupIds": ["sg-0123abcd"]}}
+        })
+    }
+
+    fn list(names: &[&str]) -> Value {
+        let items: Vec<_> = names.iter().map(|name| policy(name)).collect();
+        json!({
+            "apiVersion": "vpcresources.k8s.aws/v1beta1",
+            "kind": "SecurityGroupPolicyList",
+            "metadata": {"resourceVersion": "1"},
+            "items": items
+        })
+    }
+
+    fn status(code: u16) -> Value {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code})
+    }
+
+    /// Plays a script to the watch of policies until it is used up, and gives what the
+    /// cluster then knows of the namespace `shop`, with the metrics.
+    async fn known_after(script: Vec<Script>) -> (usize, String) {
+        let script = Arc::new(Mutex::new(VecDeque::from(script)));
+        let left = script.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let is_watch = request.uri().query().unwrap_or("").contains("watch=true");
+            let is_policies = request.uri().path().ends_with("securitygrouppolicies");
+            let mut left = left.lock().unwrap();
+            let next = if is_policies { left.pop_front() } else { None };
+            async move {
+                let answer = match next {
+                    Some(Script::List(list)) if !is_watch => (200, list.to_string()),
+                    Some(Script::ListFails(code)) if !is_watch => (code, status(code).to_string()),
+                    Some(Script::Watch(events)) if is_watch => {
+                        let lines = events.iter().map(|event| format!("{event}\n"));
+                        (200, lines.collect())
+                    }
+                    Some(Script::WatchFails(code)) if is_watch => (code, status(code).to_string()),
+                    Some(_) => panic!("the script has another kind of call, watch: {is_watch}"),
+                    None => std::future::pending().await,
+                };
+                let response = Response::builder().status(answer.0);
+                Ok::<_, Infallible>(response.body(Body::from(answer.1)).unwrap())
             }
-            Err(error) if is_undefined(&error) => {
-                if cluster.set_definition_installed(false) {
-                    tracing::warn!(
-                        "SecurityGroupPolicies are not defined in this cluster: every pod is let \
-                         in unchanged until the definition is applied (manifests/crds)"
-                    );
-                }
-                feeding.feed.reset(Vec::new());
+        });
+        let metrics = Metrics::new();
+        let client = kube::Client::new(service, "default");
+        let cluster = Cluster::new(client.clone(), &metrics.lookups, metrics.watches.clone());
+        let played = async {
+            while !script.lock().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            Err(error) => {
-                tracing::warn!(watch = "securitygrouppolicies", %error,
-                    "watch failed, starting it again");
-            }
+            // The last answer is on its way; time passes only when nothing else can be done.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        tokio::select! {
+            () = run(&cluster, client) => unreachable!("watches do not end"),
+            () = played => {}
+        }
+        let known = cluster.known_policies("shop");
+        let none = std::collections::BTreeMap::new();
+        let count = known.map_or(0, |policies| policies.selecting(&none, &none).len());
+        (count, metrics.encode())
+    }
+
+    fn event(kind: &str, object: Value) -> Value {
+        json!({"type": kind, "object": object})
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_followed() {
+        let (known, _) = known_after(vec![
+            Script::List(list(&["a", "b"])),
+            Script::Watch(vec![
+                event("ADDED", policy("c")),
+                event("DELETED", policy("a")),
+            ]),
+        ])
+        .await;
+        assert_eq!(known, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn list_after_a_gap_forgets_what_is_gone() {
+        let gone = event("ERROR", status(410));
+        let (known, _) = known_after(vec![
+            Script::List(list(&["a", "b"])),
+            Script::Watch(vec![gone]),
+            Script::List(list(&["b"])),
+        ])
+        .await;
+        assert_eq!(known, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passing_fault_forgets_nothing() {
+        for fault in [404, 500, 503] {
+            let (known, metrics) = known_after(vec![
+                Script::List(list(&["a", "b"])),
+                Script::WatchFails(fault),
+            ])
+            .await;
+            assert_eq!(known, 2, "{fault}");
+            assert!(
+                metrics.contains("sgp_policy_definition_installed 1"),
+                "{fault}"
+            );
         }
     }
-}
 
-fn is_undefined(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => is_not_found(error),
-        _ => false,
+    #[tokio::test(start_paused = true)]
+    async fn resource_that_went_away_and_came_back_is_listed_anew() {
+        let mut script = vec![
+            Script::List(list(&["a", "b"])),
+            Script::WatchFails(404),
+            Script::ListFails(404),
+        ];
+        let (known, metrics) = known_after(vec![
+            Script::List(list(&["a", "b"])),
+            Script::WatchFails(404),
+            Script::ListFails(404),
+        ])
+        .await;
+        assert_eq!(known, 0);
+        assert!(metrics.contains("sgp_policy_definition_installed 0"));
+
+        script.push(Script::List(list(&["c"])));
+        let (known, metrics) = known_after(script).await;
+        assert_eq!(known, 1);
+        assert!(metrics.contains("sgp_policy_definition_installed 1"));
     }
-}
 
-/// A feed and the objects of a list that is not complete yet.
-struct Feeding<F, K> {
-    feed: F,
-    listed: Vec<K>,
-}
+    #[tokio::test(start_paused = true)]
+    async fn policy_that_can_not_be_read_does_not_hide_the_others() {
+        let mut mixed = list(&["a", "b"]);
+        mixed["items"][0]["spec"] = json!("nonsense");
+        let (known, metrics) = known_after(vec![Script::List(mixed)]).await;
+        assert_eq!(known, 1);
+        assert!(metrics.contains(r#"sgp_policies{state="invalid"} 1"#));
+    }
 
-impl<F: Feed<K>, K> Feeding<F, K> {
-    fn take(&mut self, event: Event<K>) {
-        match event {
-            Event::Init => self.listed.clear(),
-            Event::InitApply(object) => self.listed.push(object),
-            Event::InitDone => self.feed.reset(std::mem::take(&mut self.listed)),
-            Event::Apply(object) => self.feed.apply(object),
-            Event::Delete(object) => self.feed.delete(&object),
-        }
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_counted() {
+        let (_, metrics) =
+            known_after(vec![Script::List(list(&[])), Script::WatchFails(500)]).await;
+        let line = r#"sgp_watch_failures_total{resource="securitygrouppolicies"} 1"#;
+        assert!(metrics.contains(line), "{metrics}");
     }
 }

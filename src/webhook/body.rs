@@ -1,0 +1,77 @@
+//! The body of a request, as far as it is JSON and not too long.
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+
+/// The most bytes of a request's body: what the API server takes for a request to itself.
+const LIMIT: usize = 3 * 1024 * 1024;
+
+/// The whole body of a request that says that it is JSON.
+///
+/// An extractor rather than layers around the handler: each layer would allocate for every
+/// request.
+#[derive(Debug)]
+pub struct JsonBody(pub Bytes);
+
+impl<S: Sync> FromRequest<S> for JsonBody {
+    type Rejection = (StatusCode, &'static str);
+
+    async fn from_request(request: Request<Body>, _: &S) -> Result<Self, Self::Rejection> {
+        if !is_json(request.headers()) {
+            let message = "the Content-Type must be application/json, as the API server sends it";
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
+        // A body that breaks off leaves no one to read the answer, so that the one reason
+        // to tell is the length.
+        let too_long = |_| {
+            (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is longer than 3 MiB",
+            )
+        };
+        to_bytes(request.into_body(), LIMIT)
+            .await
+            .map(Self)
+            .map_err(too_long)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE);
+    let essence = content_type
+        .and_then(|value| value.to_str().ok())
+        .map(|value| value.split(';').next().unwrap_or(value).trim());
+    essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn status(content_type: &str, length: usize) -> StatusCode {
+        let request = Request::builder().header(header::CONTENT_TYPE, content_type);
+        let request = request.body(Body::from(vec![b' '; length])).unwrap();
+        match JsonBody::from_request(request, &()).await {
+            Ok(JsonBody(body)) => {
+                assert_eq!(body.len(), length);
+                StatusCode::OK
+            }
+            Err((status, _)) => status,
+        }
+    }
+
+    #[tokio::test]
+    async fn only_json_of_bounded_length_is_read() {
+        for (content_type, length, expected) in [
+            ("application/json", 0, StatusCode::OK),
+            ("Application/JSON; charset=utf-8", LIMIT, StatusCode::OK),
+            ("application/json", LIMIT + 1, StatusCode::PAYLOAD_TOO_LARGE),
+            ("application/yaml", 1, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            ("", 1, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        ] {
+            let got = status(content_type, length).await;
+            assert_eq!(got, expected, "{length} bytes of {content_type:?}");
+        }
+    }
+}
