@@ -23,9 +23,8 @@ pub(crate) const ANSWER: &str = r#"{"apiVersion":"admission.k8s.io/v1","kind":"A
 
 /// Serves until standard input ends. Writes the port and the CA to standard output.
 pub(crate) fn serve() -> anyhow::Result<()> {
-    // As many threads as the webhook has for its connections.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    // As many threads as the webhook has.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {

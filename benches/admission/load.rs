@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use crate::constant;
 use crate::process::cpu_time;
 
-/// Of each stream's answers, every how manieth is checked in full.
+/// One of so many answers of a stream is checked in full, whatever its length.
 pub(crate) const CHECK_EVERY: usize = 64;
 
 /// A server to ask.
@@ -129,7 +129,16 @@ impl Expectation {
     }
 }
 
-/// Connections to a server and what is asked on them.
+/// What is asked, again and again.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    /// The AdmissionReview.
+    pub(crate) body: Bytes,
+    /// What comes back.
+    pub(crate) answer: Expectation,
+}
+
+/// Connections to a server.
 pub(crate) struct Load {
     lanes: Vec<Lane>,
     process: u32,
@@ -147,37 +156,28 @@ pub(crate) struct Burst {
 }
 
 impl Load {
-    /// Opens the connections and asks once on each.
-    pub(crate) async fn connect(
-        target: &Target,
-        transport: Transport,
-        body: Bytes,
-        expectation: Expectation,
-    ) -> anyhow::Result<Self> {
-        let mut lanes = Vec::new();
-        let mut shared = None;
-        for _ in 0..transport.concurrency {
-            let connection = match &shared {
-                Some(Connection::Http2(sender)) => Connection::Http2(sender.clone()),
-                _ => Connection::open(target, transport.protocol).await?,
+    /// Opens the connections.
+    pub(crate) async fn connect(target: &Target, transport: Transport) -> anyhow::Result<Self> {
+        let Transport {
+            protocol,
+            concurrency,
+        } = transport;
+        let host = match protocol {
+            Protocol::Http1 => "",
+            Protocol::Http2 => "https://127.0.0.1",
+        };
+        let uri: Uri = format!("{host}{MUTATE_POD_PATH}?timeout=5s").parse()?;
+        let mut lanes = Vec::<Lane>::new();
+        for _ in 0..concurrency {
+            let shared = lanes
+                .first()
+                .and_then(|lane| lane.connection.another_stream());
+            let connection = match shared {
+                Some(stream) => stream,
+                None => Connection::open(target, protocol).await?,
             };
-            if let Connection::Http2(sender) = &connection {
-                shared = Some(Connection::Http2(sender.clone()));
-            }
-            let mut lane = Lane {
-                connection,
-                body: body.clone(),
-                uri: match transport.protocol {
-                    Protocol::Http1 => format!("{MUTATE_POD_PATH}?timeout=5s").parse()?,
-                    Protocol::Http2 => {
-                        format!("https://127.0.0.1{MUTATE_POD_PATH}?timeout=5s").parse()?
-                    }
-                },
-                expectation,
-                length: None,
-            };
-            lane.ask(true).await?;
-            lanes.push(lane);
+            let uri = uri.clone();
+            lanes.push(Lane { connection, uri });
         }
         Ok(Self {
             lanes,
@@ -186,12 +186,20 @@ impl Load {
     }
 
     /// Asks on all connections for a while.
-    pub(crate) async fn burst(&mut self, duration: Duration) -> anyhow::Result<Burst> {
+    pub(crate) async fn burst(
+        &mut self,
+        question: &Question,
+        duration: Duration,
+    ) -> anyhow::Result<Burst> {
         let cpu = cpu_time(self.process)?;
         let begin = Instant::now();
         let until = begin + duration;
         let lanes = self.lanes.drain(..).map(|mut lane| {
-            tokio::spawn(async move { lane.ask_until(until).await.map(|times| (lane, times)) })
+            let question = question.clone();
+            tokio::spawn(async move {
+                let times = lane.ask_until(until, &question).await?;
+                anyhow::Ok((lane, times))
+            })
         });
         let mut latencies = Vec::new();
         for done in try_join_all(lanes.collect::<Vec<_>>()).await? {
@@ -216,26 +224,29 @@ impl Load {
 struct Lane {
     connection: Connection,
     uri: Uri,
-    body: Bytes,
-    expectation: Expectation,
-    /// Of every answer, once there was one.
-    length: Option<usize>,
 }
 
 impl Lane {
-    async fn ask_until(&mut self, until: Instant) -> anyhow::Result<Vec<f64>> {
+    /// The microseconds that each answer took.
+    async fn ask_until(&mut self, until: Instant, question: &Question) -> anyhow::Result<Vec<f64>> {
         let mut latencies = Vec::with_capacity(16_384);
+        let mut length = None;
         loop {
             let begin = Instant::now();
-            if begin >= until {
+            if begin >= until && length.is_some() {
                 return Ok(latencies);
             }
-            self.ask(latencies.len() % CHECK_EVERY == 0).await?;
+            let answer = self.ask(&question.body).await?;
+            let in_full = latencies.len() % CHECK_EVERY == 0;
             latencies.push(begin.elapsed().as_secs_f64() * 1e6);
+            if in_full || length != Some(answer.len()) {
+                question.answer.check(&question.body, &answer)?;
+            }
+            length = Some(answer.len());
         }
     }
 
-    async fn ask(&mut self, in_full: bool) -> anyhow::Result<()> {
+    async fn ask(&mut self, body: &Bytes) -> anyhow::Result<Bytes> {
         // The headers of the API server.
         let request = Request::builder()
             .method(Method::POST)
@@ -245,10 +256,8 @@ impl Lane {
             .header(header::ACCEPT, "application/json, */*")
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT_ENCODING, "gzip");
-        let response = self
-            .connection
-            .send(request.body(Full::new(self.body.clone()))?)
-            .await?;
+        let request = request.body(Full::new(body.clone()))?;
+        let response = self.connection.send(request).await?;
         let status = response.status();
         let answer = response.into_body().collect().await?.to_bytes();
         ensure!(
@@ -256,16 +265,7 @@ impl Lane {
             "{status}: {}",
             String::from_utf8_lossy(&answer)
         );
-        let length = *self.length.get_or_insert(answer.len());
-        ensure!(
-            answer.len() == length,
-            "the answers differ: {}",
-            String::from_utf8_lossy(&answer)
-        );
-        if in_full {
-            self.expectation.check(&self.body, &answer)?;
-        }
-        Ok(())
+        Ok(answer)
     }
 }
 
@@ -275,6 +275,14 @@ enum Connection {
 }
 
 impl Connection {
+    /// One more stream of an HTTP/2 connection.
+    fn another_stream(&self) -> Option<Self> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(sender) => Some(Self::Http2(sender.clone())),
+        }
+    }
+
     async fn open(target: &Target, protocol: Protocol) -> anyhow::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, target.port)).await?;
         stream.set_nodelay(true)?;

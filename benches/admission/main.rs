@@ -9,11 +9,11 @@
 //!
 //! The two take turns in short rounds and the median of the rounds counts, so that the
 //! ratios hold on a machine that others use too. CPU time is that of the server's process
-//! as the kernel counts it. Every answer is checked for its status and its length, and every
-//! [`load::CHECK_EVERY`]th in full.
+//! as the kernel counts it. Every answer is checked for its status, and for everything else
+//! if its length is new and once in [`load::CHECK_EVERY`] times.
 //!
-//! `tests/data/admission-review.json` is what kube-apiserver 1.33 or later sends for a pod of
-//! a Deployment: a webhook that writes bodies to a file was registered for pods on
+//! `tests/data/admission-review.json` is what kube-apiserver 1.36 sends for a pod of a
+//! Deployment: a webhook that writes bodies to a file was registered for pods on
 //! `sgp dev`, and a Deployment with two containers, probes, environment and labels, as
 //! they are common, was applied. Only the namespace and one label are replaced here.
 
@@ -34,7 +34,7 @@ use sgp::dev::{Sandbox, SandboxOptions};
 
 use crate::cluster::Namespace;
 use crate::constant::ConstantHandler;
-use crate::load::{Burst, Expectation, Load, Protocol, Transport};
+use crate::load::{Burst, Expectation, Load, Protocol, Question, Transport};
 use crate::process::Memory;
 use crate::report::{MemoryFigures, Report, Row, Subject};
 
@@ -152,15 +152,11 @@ async fn run(arguments: &Arguments, binaries: &Binaries) -> anyhow::Result<Repor
     progress("starting the constant handler");
     let constant = ConstantHandler::start()?;
     let subjects = [
-        (Subject::Constant, constant.target(), Namespace::One),
-        (Subject::webhook(1, true), &webhook, Namespace::One),
-        (Subject::webhook(1, false), &webhook, Namespace::One),
-        (Subject::webhook(1_000, true), &webhook, Namespace::Thousand),
-        (
-            Subject::webhook(1_000, false),
-            &webhook,
-            Namespace::Thousand,
-        ),
+        (Subject::Constant, Namespace::One),
+        (Subject::webhook(1, true), Namespace::One),
+        (Subject::webhook(1, false), Namespace::One),
+        (Subject::webhook(1_000, true), Namespace::Thousand),
+        (Subject::webhook(1_000, false), Namespace::Thousand),
     ];
     let mut rows = Vec::new();
     for transport in TRANSPORTS {
@@ -170,30 +166,31 @@ async fn run(arguments: &Arguments, binaries: &Binaries) -> anyhow::Result<Repor
         }
         progress(&name);
         let duration = Duration::from_millis(arguments.milliseconds);
-        let mut loads = Vec::new();
-        for (subject, target, namespace) in &subjects {
-            let body = cluster::review(*namespace, subject.matches());
-            let expected = match subject {
-                Subject::Constant => Expectation::Constant,
-                Subject::Webhook { matches, .. } => Expectation::Admission { patch: *matches },
-            };
-            let mut load = Load::connect(target, transport, body, expected)
-                .await
-                .with_context(|| format!("{name}, {subject}"))?;
-            load.burst(duration / 2).await?;
-            loads.push((*subject, load, Vec::<Burst>::new()));
-        }
-        for _ in 0..arguments.rounds {
-            for (_, load, bursts) in &mut loads {
-                bursts.push(load.burst(duration).await?);
+        let mut to_webhook = Load::connect(&webhook, transport).await?;
+        let mut to_constant = Load::connect(constant.target(), transport).await?;
+        let mut bursts = subjects.map(|_| Vec::<Burst>::new());
+        // The first round warms up.
+        for round in 0..=arguments.rounds {
+            for ((subject, namespace), bursts) in subjects.iter().zip(&mut bursts) {
+                let (load, answer) = match subject {
+                    Subject::Constant => (&mut to_constant, Expectation::Constant),
+                    Subject::Webhook { matches, .. } => {
+                        let patch = *matches;
+                        (&mut to_webhook, Expectation::Admission { patch })
+                    }
+                };
+                let body = cluster::review(*namespace, subject.matches());
+                let question = Question { body, answer };
+                let burst = load.burst(&question, duration).await;
+                let burst = burst.with_context(|| format!("{name}, {subject}"))?;
+                if round > 0 {
+                    bursts.push(burst);
+                }
             }
         }
-        let constant = loads[0].2.clone();
-        rows.extend(
-            loads
-                .into_iter()
-                .map(|(subject, _, bursts)| Row::new(transport, subject, &bursts, &constant)),
-        );
+        let constant = &bursts[0];
+        let pairs = subjects.iter().zip(&bursts);
+        rows.extend(pairs.map(|((subject, _), own)| Row::new(transport, *subject, own, constant)));
     }
     ensure!(
         !rows.is_empty(),
