@@ -139,7 +139,8 @@ Next, give the pair to the webhook and the CA to the API server:
   ca=\$(base64 <'$folder/ca.crt' | tr -d '\\n')
   kubectl patch mutatingwebhookconfiguration vpc-resource-mutating-webhook --type=json -p "[
     {\"op\": \"add\", \"path\": \"/webhooks/0/clientConfig/caBundle\", \"value\": \"\$ca\"},
-    {\"op\": \"add\", \"path\": \"/webhooks/1/clientConfig/caBundle\", \"value\": \"\$ca\"}]"
+    {\"op\": \"add\", \"path\": \"/webhooks/1/clientConfig/caBundle\", \"value\": \"\$ca\"},
+    {\"op\": \"add\", \"path\": \"/webhooks/2/clientConfig/caBundle\", \"value\": \"\$ca\"}]"
 
 certs/kustomization.yaml has the Deployment that mounts the Secret.
 END

@@ -1,13 +1,15 @@
 //! `certs/make.sh` makes what `sgp webhook --tls-cert --tls-key` serves with.
 
+#[path = "support/waiting.rs"]
+mod waiting;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, fs};
 
 use rustls::crypto::aws_lc_rs;
@@ -21,6 +23,7 @@ use rustls::{
 
 use serde_json::json;
 use sgp::dev::control_plane::{Binaries, ControlPlane, Options, Process, ProcessGroup, free_port};
+use waiting::eventually;
 
 /// The name that the API server calls the webhook by.
 const NAME: &str = "sgp-webhook.sgp-system.svc";
@@ -110,7 +113,7 @@ fn key_of_another_certificate_ends_the_webhook_with_a_message() {
     let other = Files::made(&[NAME]);
     let mut webhook = Webhook::serving(&files, &other);
 
-    let status = wait_for("the end of the webhook", || {
+    let status = eventually("the end of the webhook", || {
         webhook.process.try_wait().unwrap()
     });
 
@@ -214,7 +217,7 @@ async fn printed_commands_bring_the_files_into_a_cluster() {
         "vpc-resource-mutating-webhook",
     ]);
     let webhooks = configuration["webhooks"].as_array().unwrap();
-    assert_eq!(webhooks.len(), 2);
+    assert_eq!(webhooks.len(), 3);
     for webhook in webhooks {
         assert_eq!(webhook["clientConfig"]["caBundle"], base64("ca.crt"));
     }
@@ -342,7 +345,7 @@ impl Webhook {
     }
 
     fn connect(&self) -> TcpStream {
-        let socket = wait_for("the webhook to listen", || {
+        let socket = eventually("the webhook to listen", || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()
         });
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -359,15 +362,4 @@ fn succeeded(command: &mut Command) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}:\n{errors}");
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -1,20 +1,24 @@
 //! Real control planes are started, stopped and killed, and must work and leave nothing.
 
+#[path = "support/processes.rs"]
+mod processes;
+#[path = "support/waiting.rs"]
+mod waiting;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
-use std::time::{Duration, Instant};
 use std::{env, fs, panic, process};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::ObjectMeta, api::PostParams};
+use processes::processes_of;
 use sgp::dev::control_plane::{Binaries, ControlPlane, Options, StartError};
+use waiting::eventually;
 
 /// Names the folder where a process started by [`Owner`] finds what to do.
 const OWNER_FOLDER: &str = "SGP_TEST_OWNER_FOLDER";
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn an_instance_answers_kubectl() {
@@ -62,13 +66,10 @@ async fn stop_leaves_no_process_and_no_folder() {
         processes_of(&run_dir)
     );
 
-    let begin = Instant::now();
     control_plane.stop();
-    let taken = begin.elapsed();
 
     assert_eq!(processes_of(&run_dir), NOTHING);
     assert!(!run_dir.exists());
-    assert!(taken < Duration::from_secs(3), "took {taken:?}");
 }
 
 #[tokio::test]
@@ -81,9 +82,7 @@ async fn a_further_process_ends_with_the_instance() {
 
     control_plane.stop();
 
-    wait_for("the end of the process", || {
-        process.try_wait().unwrap().is_some()
-    });
+    eventually("the end of the process", || process.try_wait().unwrap());
 }
 
 #[test]
@@ -229,13 +228,13 @@ impl Owner {
             run_dir: PathBuf::new(),
         };
         let run_dir = folder.path().join("run-dir");
-        wait_for("the owner's control plane", || {
+        eventually("the owner's control plane", || {
             let ended = owner.child.try_wait().unwrap();
             assert!(
                 run_dir.exists() || ended.is_none(),
                 "the owner failed: {ended:?}"
             );
-            run_dir.exists()
+            run_dir.exists().then_some(())
         });
         owner.run_dir = fs::read_to_string(run_dir).unwrap().into();
         owner
@@ -248,8 +247,8 @@ impl Owner {
     }
 
     fn wait_until_nothing_is_left(&self) {
-        wait_for("the end of all processes", || {
-            processes_of(&self.run_dir).is_empty()
+        eventually("the end of all processes", || {
+            processes_of(&self.run_dir).is_empty().then_some(())
         });
         assert!(!self.run_dir.exists());
     }
@@ -263,20 +262,6 @@ impl Drop for Owner {
 }
 
 const NOTHING: [String; 0] = [];
-
-/// The command lines of processes that work in the folder or were started with it.
-fn processes_of(run_dir: &Path) -> Vec<String> {
-    let run_dir = run_dir.to_str().unwrap();
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let process = entry.unwrap().path();
-        let command =
-            String::from_utf8_lossy(&fs::read(process.join("cmdline")).ok()?).into_owned();
-        let works_in = fs::read_link(process.join("cwd")).ok()?;
-        let concerned = command.contains(run_dir) || works_in.to_string_lossy().contains(run_dir);
-        concerned.then(|| command.replace('\0', " "))
-    });
-    processes.collect()
-}
 
 fn binaries() -> Binaries {
     Binaries::find_or_build().unwrap_or_else(|error| panic!("{error}"))
@@ -336,12 +321,4 @@ async fn has_config_map(control_plane: &ControlPlane) -> bool {
         .await
         .unwrap()
         .is_some()
-}
-
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }

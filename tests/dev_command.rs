@@ -1,12 +1,20 @@
 //! `sgp dev` as a person uses it: what it shows, and that nothing of it stays.
 
+#[path = "support/processes.rs"]
+mod processes;
+#[path = "support/waiting.rs"]
+mod waiting;
+
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
+use processes::processes_of;
 use rustix::process::{Pid, Signal, kill_process};
+use waiting::eventually;
 
 /// A running `sgp dev`; killed when the test is over.
 struct Dev {
@@ -60,7 +68,7 @@ impl Dev {
     }
 
     fn kubeconfig(&self) -> PathBuf {
-        self.told("export KUBECONFIG=", "\n")
+        self.told("export KUBECONFIG='", "'\n")
     }
 
     fn run_folder(&self) -> PathBuf {
@@ -82,8 +90,7 @@ impl Dev {
 
     /// Sends a signal and waits for the end.
     fn end(&mut self, signal: Signal) -> ExitStatus {
-        let id = Pid::from_raw(self.process.id().cast_signed()).unwrap();
-        kill_process(id, signal).unwrap();
+        send(&self.process, signal);
         self.process.wait().unwrap()
     }
 }
@@ -95,40 +102,20 @@ impl Drop for Dev {
     }
 }
 
+fn send(process: &Child, signal: Signal) {
+    let id = Pid::from_raw(process.id().cast_signed()).unwrap();
+    kill_process(id, signal).unwrap();
+}
+
 fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The processes that have something in this folder among their arguments.
-fn processes_of(folder: &Path) -> Vec<String> {
-    let folder = folder.to_str().unwrap();
-    let arguments = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).ok();
-    let all = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(arguments);
-    let text = all.map(|arguments| String::from_utf8_lossy(&arguments).replace('\0', " "));
-    text.filter(|arguments| arguments.contains(folder))
-        .collect()
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(
-            begin.elapsed() < Duration::from_secs(30),
-            "waited in vain for {what}"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[track_caller]
 fn assert_nothing_is_left(run_folder: &Path) {
-    eventually("the run folder to go", || !run_folder.exists());
-    eventually("the last process to go", || {
-        processes_of(run_folder).is_empty()
+    eventually("the run folder and the last process to go", || {
+        let is_left = run_folder.exists() || !processes_of(run_folder).is_empty();
+        (!is_left).then_some(())
     });
 }
 
@@ -150,6 +137,8 @@ fn readme_says(command: &str) -> Vec<String> {
 fn demo_shows_what_it_should_and_ends_with_status_0() {
     let output = Command::new(env!("CARGO_BIN_EXE_sgp"))
         .args(["dev", "--demo", "--exit"])
+        // Leads nowhere: what runs on this machine is not reached through a proxy.
+        .env("HTTPS_PROXY", "http://127.0.0.1:1")
         .output()
         .unwrap();
     let shown = text(&output);
@@ -185,7 +174,8 @@ fn examples_give_what_the_readme_says_line_for_line() {
         .unwrap();
     let (_, why) = why.split_once("Error creating: ").unwrap();
     eventually("the refusal in the description", || {
-        text(&dev.kubectl("describe replicaset hasty")).contains(why)
+        let described = text(&dev.kubectl("describe replicaset hasty"));
+        described.contains(why).then_some(())
     });
 }
 
@@ -242,4 +232,95 @@ fn instance_killed_without_data_to_keep_leaves_nothing() {
     let run_folder = dev.run_folder();
     dev.end(Signal::KILL);
     assert_nothing_is_left(&run_folder);
+}
+
+#[test]
+fn demo_that_is_interrupted_does_nothing_more_and_says_so() {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_sgp"))
+        .args(["dev", "--demo", "--exit"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let first = lines.find(|line| line.as_ref().unwrap().starts_with("1. "));
+    send(&process, Signal::INT);
+    let rest: Vec<_> = lines.map(Result::unwrap).collect();
+    let output = process.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+
+    assert!(first.is_some(), "{error}");
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("the demo was interrupted"), "{error}");
+    // The step that ran at the signal is finished, and perhaps one that had just begun.
+    let later = rest.iter().find(|line| line.starts_with("4. "));
+    assert!(later.is_none(), "{rest:#?}");
+}
+
+#[test]
+fn build_that_is_interrupted_ends_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    // Stands for a Go that builds for minutes, and tells when it has begun.
+    let begun = folder.path().join("begun");
+    let go = folder.path().join("go");
+    let script = format!(
+        "#!/bin/sh\ncase $1 in\nbuild) touch '{}'; exec sleep 600;;\n*) exec '{}' \"$@\";;\nesac\n",
+        begun.display(),
+        program("go").display()
+    );
+    fs::write(&go, script).unwrap();
+    fs::set_permissions(&go, PermissionsExt::from_mode(0o755)).unwrap();
+    let inherited = env::var("PATH").unwrap();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_sgp"))
+        .arg("dev")
+        .env("PATH", format!("{}:{inherited}", folder.path().display()))
+        .env("SGP_CACHE_DIR", folder.path())
+        .env_remove("KUBEBUILDER_ASSETS")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the build to begin", || begun.exists().then_some(()));
+    send(&process, Signal::INT);
+    eventually("the end", || process.try_wait().unwrap());
+    let output = process.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("ended by SIGINT before everything was started"),
+        "{error}"
+    );
+    eventually("the build's processes to go", || {
+        processes_of(folder.path()).is_empty().then_some(())
+    });
+}
+
+fn program(name: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap();
+    let mut candidates = env::split_paths(&path).map(|folder| folder.join(name));
+    candidates.find(|path| path.is_file()).expect(name)
+}
+
+#[test]
+fn kubeconfig_of_somebody_else_is_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("config");
+    let theirs = "apiVersion: v1\nkind: Config\nclusters: [{name: production, cluster: {}}]\n";
+    fs::write(&kubeconfig, theirs).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sgp"))
+        .args(["dev", "--kubeconfig"])
+        .arg(&kubeconfig)
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("is not a kubeconfig of sgp dev; name another file"),
+        "{error}"
+    );
+    assert_eq!(fs::read_to_string(&kubeconfig).unwrap(), theirs);
 }

@@ -2,15 +2,20 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use kube::config::Kubeconfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::dev::control_plane::Binaries;
-use crate::dev::{Sandbox, SandboxOptions, demo};
+use crate::dev::control_plane::{Binaries, KUBECONFIG_NAME};
+use crate::dev::{Sandbox, SandboxOptions, demo, private_file};
 use crate::telemetry::logs::LogArgs;
 
 /// Run a cluster's control plane with sgp on this machine
@@ -33,6 +38,8 @@ Environment:
   SGP_CACHE_DIR       where built programs are kept; by default sgp in the user's cache folder")]
 pub(super) struct DevArgs {
     /// Write the administrator's kubeconfig here; removed at the end
+    ///
+    /// A file that is there already is only replaced if an earlier sgp dev has left it.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
@@ -54,24 +61,23 @@ impl DevArgs {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(self.serve(logs))
+        let done = runtime.block_on(self.serve(logs));
+        // A build that a signal has interrupted ends with this process, not before it.
+        runtime.shutdown_background();
+        done
     }
 
     async fn serve(self, logs: &LogArgs) -> anyhow::Result<()> {
         let mut signals = Signals::listen()?;
+        if let Some(path) = &self.kubeconfig {
+            WrittenKubeconfig::check_free(path)?;
+        }
         let sandbox = tokio::select! {
             sandbox = self.start(logs) => sandbox?,
             // What has been started so far ends with this process.
             name = signals.next() => bail!("ended by {name} before everything was started"),
         };
-        let kubeconfig = self.write_kubeconfig(&sandbox)?;
-        let done = tokio::select! {
-            done = self.use_sandbox(&sandbox, kubeconfig.path()) => done,
-            name = signals.next() => {
-                eprintln!("{name}: ending everything");
-                Ok(())
-            }
-        };
+        let done = self.use_sandbox(&sandbox, &mut signals).await;
         sandbox.stop();
         done
     }
@@ -84,101 +90,148 @@ impl DevArgs {
         let options = SandboxOptions {
             sgp: env::current_exe().context("this program's own path is unknown")?,
             data_dir: self.data_dir.clone(),
-            webhook_arguments: vec![format!("--log-level={}", logs.log_level)],
+            webhook_arguments: logs.to_arguments(),
         };
         let sandbox = Sandbox::start(&binaries, options, progress).await?;
         progress("ready");
         Ok(sandbox)
     }
 
-    fn write_kubeconfig(&self, sandbox: &Sandbox) -> anyhow::Result<WrittenKubeconfig> {
+    async fn use_sandbox(&self, sandbox: &Sandbox, signals: &mut Signals) -> anyhow::Result<()> {
         let original = sandbox.control_plane().kubeconfig();
-        let Some(path) = &self.kubeconfig else {
-            return Ok(WrittenKubeconfig::Original(original.to_owned()));
+        let written = match &self.kubeconfig {
+            Some(path) => Some(WrittenKubeconfig::copy(original, path)?),
+            None => None,
         };
-        // Keeps the mode, so that only its owner can read it.
-        fs::copy(original, path).with_context(|| format!("can't write {}", path.display()))?;
-        Ok(WrittenKubeconfig::Copy(path.clone()))
-    }
-
-    async fn use_sandbox(&self, sandbox: &Sandbox, kubeconfig: &Path) -> anyhow::Result<()> {
         if self.demo {
-            let kubectl = sandbox.control_plane().kubectl();
-            let as_expected = tokio::task::spawn_blocking(move || show_demo(&kubectl)).await??;
-            if self.exit && as_expected {
-                return Ok(());
-            }
-            if self.exit {
-                bail!("the demo did not show what it should");
+            match show_demo(sandbox, signals).await? {
+                Shown::AsExpected if self.exit => return Ok(()),
+                Shown::NotAsExpected if self.exit => {
+                    bail!("the demo did not show what it should");
+                }
+                Shown::Interrupted if self.exit => bail!("the demo was interrupted"),
+                Shown::Interrupted => return Ok(()),
+                Shown::AsExpected | Shown::NotAsExpected => {}
             }
         }
-        introduce(sandbox, kubeconfig);
-        std::future::pending().await
+        introduce(
+            sandbox,
+            written.as_ref().map_or(original, |written| &written.path),
+        );
+        let name = signals.next().await;
+        eprintln!("{name}: ending everything");
+        Ok(())
     }
 }
 
-fn show_demo(kubectl: &std::process::Command) -> std::io::Result<bool> {
-    let again = || {
-        let mut command = std::process::Command::new(kubectl.get_program());
-        command.envs(
-            kubectl
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
+/// How a demo ended.
+enum Shown {
+    AsExpected,
+    NotAsExpected,
+    Interrupted,
+}
+
+/// Shows the demo until it is over or a signal comes; then the step that runs is finished
+/// first, for it needs the cluster.
+async fn show_demo(sandbox: &Sandbox, signals: &mut Signals) -> anyhow::Result<Shown> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let (kubectl, stop) = (sandbox.control_plane().kubectl(), interrupted.clone());
+    let mut demo = tokio::task::spawn_blocking(move || {
+        demo::run(|| again(&kubectl), &mut anstream::stdout(), &stop)
+    });
+    tokio::select! {
+        as_expected = &mut demo => Ok(match as_expected?? {
+            true => Shown::AsExpected,
+            false => Shown::NotAsExpected,
+        }),
+        name = signals.next() => {
+            eprintln!("{name}: ending everything");
+            interrupted.store(true, Ordering::Relaxed);
+            demo.await??;
+            Ok(Shown::Interrupted)
+        }
+    }
+}
+
+/// The same command once more, which `Command` itself can't give.
+fn again(command: &Command) -> Command {
+    let mut again = Command::new(command.get_program());
+    again.envs(
         command
-    };
-    demo::run(again, &mut anstream::stdout())
+            .get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    again
 }
 
 fn introduce(sandbox: &Sandbox, kubeconfig: &Path) {
     let kubectl = sandbox.control_plane().kubectl();
     println!("\nready\n");
-    println!("  export KUBECONFIG={}", kubeconfig.display());
+    println!("  export KUBECONFIG='{}'", kubeconfig.display());
     let folder = Path::new(kubectl.get_program()).parent();
     if let Some(folder) = folder.filter(|_| !is_on_path("kubectl")) {
         println!("  export PATH=\"$PATH:{}\"", folder.display());
     }
     println!("\nThree commands to try:\n");
     println!("  kubectl apply -f examples/");
-    println!(
-        "  kubectl get pods -o custom-columns='NAME:.metadata.name,RESOURCES:.spec.containers[0].resources.limits'"
-    );
+    println!("  kubectl get pods -o custom-columns='{COLUMNS}'");
     println!("  kubectl describe replicaset hasty");
-    println!(
-        "\nThe webhook's log is {}.",
-        sandbox
-            .control_plane()
-            .run_dir()
-            .join("webhook.log")
-            .display()
-    );
+    let log = sandbox.control_plane().run_dir().join("webhook.log");
+    println!("\nThe webhook's log is {}.", log.display());
     println!("Ctrl-C ends everything.");
 }
+
+const COLUMNS: &str = "NAME:.metadata.name,RESOURCES:.spec.containers[0].resources.limits";
 
 fn is_on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Where the administrator's kubeconfig is; a copy goes at the end.
-enum WrittenKubeconfig {
-    Original(PathBuf),
-    Copy(PathBuf),
+/// A kubeconfig where the user wants it. Goes at the end, since it leads nowhere then.
+struct WrittenKubeconfig {
+    path: PathBuf,
+    content: Vec<u8>,
 }
 
 impl WrittenKubeconfig {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Original(path) | Self::Copy(path) => path,
+    /// Refuses to write over what may be somebody's only way into their clusters. What a
+    /// killed instance has left is not.
+    fn check_free(path: &Path) -> anyhow::Result<()> {
+        let found = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.with_context(|| format!("can't read {}", path.display()))?,
+        };
+        let kubeconfig = serde_saphyr::from_slice::<Kubeconfig>(&found).ok();
+        let is_ours = kubeconfig.is_some_and(|config| {
+            let clusters: Vec<_> = config.clusters.iter().map(|named| &named.name).collect();
+            clusters == [KUBECONFIG_NAME]
+        });
+        if is_ours {
+            return Ok(());
         }
+        bail!(
+            "{} exists and is not a kubeconfig of sgp dev; name another file, or move it away",
+            path.display()
+        );
+    }
+
+    fn copy(original: &Path, path: &Path) -> anyhow::Result<Self> {
+        Self::check_free(path)?;
+        let content = fs::read(original)?;
+        let path = std::path::absolute(path)?;
+        let written = private_file::write(&path, &content);
+        written.with_context(|| format!("can't write {}", path.display()))?;
+        Ok(Self { path, content })
     }
 }
 
 impl Drop for WrittenKubeconfig {
     fn drop(&mut self) {
-        if let Self::Copy(path) = self {
-            // It leads nowhere once the cluster is gone; a file that stays does no harm.
-            let _ = fs::remove_file(path);
+        // Another instance may have written its own over it.
+        if fs::read(&self.path).is_ok_and(|content| content == self.content) {
+            // A file that stays does no harm.
+            let _ = fs::remove_file(&self.path);
         }
     }
 }

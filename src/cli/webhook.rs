@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -110,17 +110,23 @@ impl WebhookArgs {
                 None => None,
             },
         };
-        if let Some(ca_bundle) = ca_bundle {
-            let (client, name) = (client.clone(), self.webhook_configuration.clone());
-            tokio::spawn(async move { ca_bundle::keep(client, &name, &ca_bundle).await });
-        }
+        let keep_ca_bundle = async {
+            match &ca_bundle {
+                Some(bundle) => {
+                    ca_bundle::keep(client.clone(), &self.webhook_configuration, bundle).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         let settings = Settings {
             grace_period: self.grace_period_policy,
             unsupported_pods: self.unsupported_pods,
         };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
-        webhook::run(client, listeners, tls, settings, shutdown).await;
-        Ok(())
+        tokio::select! {
+            ended = webhook::run(client.clone(), listeners, tls, settings, shutdown) => Ok(ended?),
+            () = keep_ca_bundle => bail!("the watch of the webhook configuration ended by itself"),
+        }
     }
 
     fn certificate(&self) -> anyhow::Result<ServingCertificate> {
@@ -142,6 +148,9 @@ impl WebhookArgs {
                 .context("no cluster to talk to; give --kubeconfig")?,
         };
         config.connect_timeout = Some(Duration::from_secs(5));
+        // An API server is not reached through a proxy that the environment names for other
+        // purposes.
+        config.proxy_url = None;
         Client::try_from(config).context("the cluster's configuration can't be used")
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -168,13 +169,17 @@ const fn shows(texts: &'static [&'static str]) -> Expected {
     }
 }
 
-/// Runs the walkthrough with `kubectl` and shows it on `out`. True if every step showed what
-/// it should.
+/// Runs the walkthrough with `kubectl` and shows it on `out`, until it is over or
+/// `interrupted`. True if every step showed what it should.
 ///
 /// # Errors
 ///
 /// When `kubectl` can't be run or `out` can't be written to.
-pub fn run(kubectl: impl Fn() -> Command, out: &mut impl Write) -> io::Result<bool> {
+pub fn run(
+    kubectl: impl Fn() -> Command,
+    out: &mut impl Write,
+    interrupted: &AtomicBool,
+) -> io::Result<bool> {
     let bold = anstyle::Style::new().bold();
     let dim = anstyle::Style::new().dimmed();
     let mut failures = 0;
@@ -188,6 +193,9 @@ pub fn run(kubectl: impl Fn() -> Command, out: &mut impl Write) -> io::Result<bo
     ];
     call(kubectl().args(clean), None)?;
     for (number, step) in (1..).zip(STEPS) {
+        if interrupted.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         writeln!(out, "\n{bold}{number}. {}{bold:#}", step.title)?;
         writeln!(out, "{dim}$ kubectl {}{dim:#}", quoted(step.command))?;
         out.flush()?;
@@ -196,7 +204,8 @@ pub fn run(kubectl: impl Fn() -> Command, out: &mut impl Write) -> io::Result<bo
             let output = call(kubectl().args(step.command), step.manifest)?;
             let text = text(&output);
             let problem = step.expected.missed_by(output.status.success(), &text);
-            if problem.is_none() || !step.patient || since.elapsed() > PATIENCE {
+            let goes_on = step.patient && !interrupted.load(Ordering::Relaxed);
+            if problem.is_none() || !goes_on || since.elapsed() > PATIENCE {
                 for line in text.lines() {
                     writeln!(out, "   {line}")?;
                 }

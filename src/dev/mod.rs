@@ -2,6 +2,7 @@
 
 pub mod control_plane;
 pub mod demo;
+pub mod private_file;
 pub mod sandbox;
 
 pub use sandbox::{Sandbox, SandboxOptions};

@@ -4,10 +4,8 @@
 //! manifests' ServiceAccount and no others, so that a missing rule shows here first.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -22,6 +20,7 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{CustomResourceExt, ResourceExt};
 
 use super::control_plane::{Binaries, ControlPlane, Options, Process, free_port};
+use super::private_file;
 use crate::api::names::{FARGATE_POD_SG, FARGATE_PROFILE, MUTATE_POD_PATH};
 use crate::api::{CNINode, ENIConfig, SecurityGroupPolicy};
 
@@ -287,20 +286,6 @@ async fn webhook_kubeconfig(control_plane: &ControlPlane) -> anyhow::Result<Path
         ..NamedAuthInfo::default()
     }];
     let path = control_plane.run_dir().join("webhook.kubeconfig");
-    write_secret(&path, &serde_json::to_vec(&kubeconfig)?)?;
+    private_file::write(&path, &serde_json::to_vec(&kubeconfig)?)?;
     Ok(path)
-}
-
-/// Writes a file that only its owner can read.
-fn write_secret(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    let file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path);
-    let mut file = file.with_context(|| format!("can't write {}", path.display()))?;
-    file.write_all(content)?;
-    Ok(())
 }

@@ -2,8 +2,6 @@
 //!
 //! The answer carries reasons as data; whoever asked puts them into words.
 
-use serde::Serialize;
-
 use super::compiled::{InvalidPolicy, Policy};
 use super::index::NamespacePolicies;
 use super::labels::Labels;
@@ -104,8 +102,7 @@ pub enum Concern<'p> {
 }
 
 /// Why a pod can have no branch interface.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unsupported {
     /// It uses its node's network.
     HostNetwork,
@@ -131,10 +128,20 @@ pub fn decide<'p, L: Labels + ?Sized>(
     service_account: ServiceAccount<'_, L>,
     settings: Settings,
 ) -> Decision<'p> {
-    let mut decision = Decision {
-        concerns: policies.invalid().map(Concern::IgnoredPolicy).collect(),
-        ..Decision::default()
-    };
+    let mut decision = decide_by_valid(pod, policies, service_account, settings);
+    // Last, because a creator's own pod matters most where not all can be said.
+    let ignored = policies.invalid().map(Concern::IgnoredPolicy);
+    decision.concerns.extend(ignored);
+    decision
+}
+
+fn decide_by_valid<'p, L: Labels + ?Sized>(
+    pod: &Pod<'_>,
+    policies: &'p NamespacePolicies,
+    service_account: ServiceAccount<'_, L>,
+    settings: Settings,
+) -> Decision<'p> {
+    let mut decision = Decision::default();
     match service_account {
         ServiceAccount::Labels(labels) => {
             decision.policies = policies.selecting(pod.labels(), labels);

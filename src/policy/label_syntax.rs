@@ -86,6 +86,12 @@ pub fn check_value(value: &str) -> Result<(), ValueProblem> {
     check_name(value).map_err(ValueProblem)
 }
 
+/// Whether the API server would take `name` as the name of a namespace or a service account,
+/// which is also what keeps it one segment of a path.
+pub fn is_object_name(name: &str) -> bool {
+    check_prefix(name).is_ok()
+}
+
 fn check_prefix(prefix: &str) -> Result<(), KeyProblem> {
     if prefix.is_empty() {
         return Err(KeyProblem::NoPrefix);

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::labels::Labels;
 use crate::api::names;
@@ -96,9 +96,9 @@ pub struct Resources {
 /// The quantity that a decision needs.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub struct Quantities {
-    /// [`POD_ENI`](crate::api::names::POD_ENI), whatever its quantity.
+    /// [`POD_ENI`](crate::api::names::POD_ENI).
     #[serde(rename = "vpc.amazonaws.com/pod-eni")]
-    pod_eni: Option<IgnoredAny>,
+    pod_eni: Option<Quantity>,
 }
 
 impl Pod<'_> {
@@ -145,7 +145,9 @@ impl Pod<'_> {
         let mut quantities = containers
             .filter_map(|container| container.resources)
             .flat_map(|resources| [resources.limits, resources.requests]);
-        quantities.any(|quantities| quantities.is_some_and(|some| some.pod_eni.is_some()))
+        quantities.any(|quantities| {
+            quantities.is_some_and(|some| some.pod_eni.is_some_and(|eni| !eni.is_zero))
+        })
     }
 
     /// The `resources` of the first container: `Some(None)` if that container has none,
@@ -153,6 +155,52 @@ impl Pod<'_> {
     pub fn first_container_resources(&self) -> Option<Option<Resources>> {
         let first = self.spec.containers.as_ref()?.first()?;
         Some(first.resources)
+    }
+}
+
+/// A quantity, of which only matters whether it is none at all: a request for 0 interfaces
+/// must not pass for a request.
+#[derive(Clone, Copy, Debug)]
+struct Quantity {
+    is_zero: bool,
+}
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(QuantityVisitor)
+    }
+}
+
+struct QuantityVisitor;
+
+impl Visitor<'_> for QuantityVisitor {
+    type Value = Quantity;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a quantity")
+    }
+
+    /// Quantities are a number and a suffix, which may be an exponent (Kubernetes API
+    /// reference, "Quantity").
+    fn visit_str<E>(self, text: &str) -> Result<Quantity, E> {
+        let number = text.split(['e', 'E']).next().unwrap_or(text);
+        let is_zero = !number.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+        Ok(Quantity { is_zero })
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Quantity, E> {
+        let is_zero = number == 0;
+        Ok(Quantity { is_zero })
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Quantity, E> {
+        let is_zero = number == 0;
+        Ok(Quantity { is_zero })
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Quantity, E> {
+        let is_zero = number == 0.0;
+        Ok(Quantity { is_zero })
     }
 }
 
@@ -256,6 +304,28 @@ mod tests {
             let json = json!({ "spec": spec }).to_string();
             let pod: Pod = serde_json::from_str(&json).unwrap();
             assert_eq!(pod.requests_branch_interface(), requested, "{json}");
+        }
+    }
+
+    #[test]
+    fn request_for_no_interface_is_none() {
+        for (quantity, requested) in [
+            (json!("1"), true),
+            (json!("10"), true),
+            (json!("1e0"), true),
+            (json!(1), true),
+            (json!("0"), false),
+            (json!("00"), false),
+            (json!("0e1"), false),
+            (json!("0k"), false),
+            (json!(0), false),
+            (json!(0.0), false),
+            (json!(null), false),
+        ] {
+            let container = json!({"resources": {"limits": {names::POD_ENI: quantity}}});
+            let json = json!({"spec": {"containers": [container]}}).to_string();
+            let pod: Pod = serde_json::from_str(&json).unwrap();
+            assert_eq!(pod.requests_branch_interface(), requested, "{quantity}");
         }
     }
 

@@ -28,6 +28,20 @@ pub struct LogArgs {
     pub log_level: String,
 }
 
+impl LogArgs {
+    /// The arguments that give a further process of this program the same logs.
+    pub fn to_arguments(&self) -> Vec<String> {
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        vec![
+            format!("--log-format={format}"),
+            format!("--log-level={}", self.log_level),
+        ]
+    }
+}
+
 fn check_filter(filter: &str) -> Result<String, ParseError> {
     EnvFilter::try_new(filter).map(|_| filter.to_owned())
 }

@@ -21,6 +21,7 @@ use thiserror::Error;
 use super::lookup::{Lookup, LookupError};
 use crate::api::SecurityGroupPolicy;
 use crate::api::names::ENFORCE_LABEL;
+use crate::policy::label_syntax::is_object_name;
 use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{NamespacePolicies, Policy, PolicyIndex, ServiceAccountIndex};
 use crate::telemetry::metrics::{LookupMetrics, WatchMetrics};
@@ -120,6 +121,9 @@ impl Cluster {
         &self,
         namespace: &str,
     ) -> Result<Option<Arc<NamespacePolicies>>, Unknown> {
+        if !is_object_name(namespace) {
+            return Ok(None);
+        }
         let resource = policy_resource();
         let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
         let name = namespace.to_owned();
@@ -151,6 +155,9 @@ impl Cluster {
         namespace: &str,
         name: &str,
     ) -> Result<Option<ServiceAccountLabels>, Unknown> {
+        if !is_object_name(namespace) || !is_object_name(name) {
+            return Ok(None);
+        }
         let api = Api::<ServiceAccountMeta>::namespaced(self.client.clone(), namespace);
         let key = (namespace.to_owned(), name.to_owned());
         let get = {
@@ -411,6 +418,20 @@ mod tests {
             cluster.known_policies("shop").is_none(),
             "the watch will bring them"
         );
+    }
+
+    #[tokio::test]
+    async fn names_that_no_object_can_have_are_not_asked_for() {
+        let (cluster, asked) = cluster(200, one_policy());
+        for name in ["", "..", "a/b", "shop/../../secrets", "a?b", "A", "a%2fb"] {
+            assert!(
+                cluster.ask_policies(name).await.unwrap().is_none(),
+                "{name}"
+            );
+            let account = cluster.ask_service_account("shop", name).await.unwrap();
+            assert!(account.is_none(), "{name}");
+        }
+        assert!(asked.lock().unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -39,15 +39,15 @@ fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec
         }
         Concern::MalformedGroup(policy, id) => format!(
             "SecurityGroupPolicy \"{}\": {:?} is not the id of a security group (sg- and 8 or 17 \
-             hexadecimal digits); {pod} will wait for its interface until that is mended",
+             hexadecimal digits); no interface can be had with it until that is mended",
             policy.name,
             id.as_str()
         ),
         Concern::TooManyGroups => return too_many_groups(&pod, decision),
         Concern::Unsupported(unsupported) => format!(
-            "{pod} runs without the security groups of {}: {}",
-            policies(),
-            explain(*unsupported)
+            "{pod} runs without its security groups: {} ({})",
+            explain(*unsupported),
+            policies()
         ),
         Concern::GracePeriodSet(seconds) => format!(
             "{pod}: spec.terminationGracePeriodSeconds was 0 and is set to {seconds}: its \

@@ -51,14 +51,23 @@ pub struct Listeners {
     pub metrics: Option<TcpListener>,
 }
 
+/// A part without which the webhook can't go on has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} ended by itself")]
+pub struct Ended(&'static str);
+
 /// Runs the webhook until `shutdown` ends and the running requests are answered.
+///
+/// # Errors
+///
+/// When one of its parts ends before that; the process should end too and be started anew.
 pub async fn run(
     client: Client,
     listeners: Listeners,
     tls: Arc<ServerConfig>,
     settings: Settings,
     shutdown: impl Future<Output = ()>,
-) {
+) -> Result<(), Ended> {
     let webhook = Arc::new(Webhook::new(client.clone(), settings));
     let shutdown = async {
         shutdown.await;
@@ -73,11 +82,9 @@ pub async fn run(
         shutdown,
     );
     tokio::select! {
-        () = admission => {}
-        () = watch::run(&webhook.cluster, client) => {
-            tracing::error!("the watches ended, without which no decision can be made");
-        }
-        () = serve_metrics(listeners.metrics, &webhook) => {}
+        () = admission => Ok(()),
+        () = watch::run(&webhook.cluster, client) => Err(Ended("the watch of the cluster")),
+        () = serve_metrics(listeners.metrics, &webhook) => Err(Ended("the server of the metrics")),
     }
 }
 

@@ -46,13 +46,15 @@ impl Webhook {
             );
             return Answer::denied(refusal, Vec::new());
         }
-        let pod = match &request.object {
-            Some(pod) if request.operation.as_str() == "CREATE" => pod,
-            // A pod's containers and labels are looked at once, when it is created.
-            _ => {
-                metrics.unchanged.inc();
-                return Answer::allowed(Patch::default(), Vec::new());
-            }
+        // A pod's containers and labels are looked at once, when it is created.
+        if request.operation.as_str() != "CREATE" {
+            metrics.unchanged.inc();
+            return Answer::allowed(Patch::default(), Vec::new());
+        }
+        let Some(pod) = &request.object else {
+            metrics.failed.inc();
+            let message = "the AdmissionReview is of a creation but has no object".to_owned();
+            return Answer::denied(Refusal::bad_request(message), Vec::new());
         };
         match self.decide(request.namespace(), pod).await {
             Ok(answer) => answer,

@@ -38,9 +38,6 @@ pub struct Request<'a, O> {
     /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
     #[serde(borrow, default)]
     pub operation: Text<'a>,
-    /// Whether nothing of this will be stored.
-    #[serde(default)]
-    pub dry_run: bool,
     /// Absent for deletions.
     #[serde(default = "Option::default")]
     pub object: Option<O>,
@@ -323,10 +320,10 @@ mod tests {
     #[test]
     fn request_without_an_object_is_read() {
         let body = br#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-            "request": {"uid": "1", "operation": "DELETE", "object": null, "dryRun": true}}"#;
+            "request": {"uid": "1", "operation": "DELETE", "object": null}}"#;
         let request = read::<Pod>(body).unwrap();
 
-        assert!(request.object.is_none() && request.dry_run);
+        assert!(request.object.is_none());
         assert_eq!(request.namespace(), "");
     }
 }

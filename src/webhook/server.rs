@@ -13,14 +13,14 @@ use axum::body::{Bytes, HttpBody};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
-use tokio::io::BufReader;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
@@ -60,11 +60,6 @@ impl Default for Limits {
 }
 
 /// Serves until `shutdown` ends, then finishes the requests that run.
-///
-/// # Errors
-///
-/// None while it runs: a connection that can't be accepted is the client's loss. The
-/// listener's address can't be lost.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
@@ -72,10 +67,12 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
+    let (ending, is_ending) = watch::channel(false);
     let server = Server {
         tls: TlsAcceptor::from(tls),
         router,
         limits,
+        is_ending,
     };
     let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
@@ -96,6 +93,7 @@ pub async fn serve(
     }
     // No new connections from here on; the port is free for a successor.
     drop(listener);
+    ending.send_replace(true);
     if tokio::time::timeout(limits.drain, graceful.shutdown())
         .await
         .is_err()
@@ -122,10 +120,16 @@ struct Server {
     tls: TlsAcceptor,
     router: Router,
     limits: Limits,
+    is_ending: watch::Receiver<bool>,
 }
 
 impl Server {
-    async fn connection(self, stream: TcpStream, watcher: Watcher, _place: OwnedSemaphorePermit) {
+    async fn connection(
+        mut self,
+        stream: TcpStream,
+        watcher: Watcher,
+        _place: OwnedSemaphorePermit,
+    ) {
         let limits = self.limits;
         // Answers are small and waited for.
         if let Err(error) = stream.set_nodelay(true) {
@@ -134,28 +138,54 @@ impl Server {
         }
         let stream = BufReader::with_capacity(READ_AT_ONCE, stream);
         let handshake = tokio::time::timeout(limits.handshake, self.tls.accept(stream));
-        let stream = match handshake.await {
+        let mut stream = match handshake.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => return tracing::debug!("TLS handshake took too long"),
         };
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(limits.keep_alive)
-            .keep_alive_timeout(limits.handshake)
-            .max_concurrent_streams(1_000);
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        if !self.speaks(&mut stream, is_http2).await {
+            return tracing::debug!("connection without a request");
+        }
         let service = service_fn(|request| answer(self.router.clone(), request, limits.request));
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
-        if let Err(error) = watcher.watch(connection).await {
+        let stream = TokioIo::new(stream);
+        let ended = if is_http2 {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .keep_alive_interval(limits.keep_alive)
+                .keep_alive_timeout(limits.handshake)
+                .max_concurrent_streams(1_000);
+            watcher
+                .watch(builder.serve_connection(stream, service))
+                .await
+        } else {
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.header);
+            watcher
+                .watch(builder.serve_connection(stream, service))
+                .await
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "connection ended early");
+        }
+    }
+
+    /// Waits for the client's first bytes, which hyper would do without a limit of time. Of
+    /// HTTP/2 that is the whole preface, which clients send in one piece.
+    async fn speaks(&mut self, stream: &mut (impl AsyncBufRead + Unpin), is_http2: bool) -> bool {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let first = tokio::time::timeout(self.limits.header, stream.fill_buf());
+        tokio::select! {
+            biased;
+            first = first => match first {
+                Ok(Ok(bytes)) if is_http2 => bytes.starts_with(PREFACE),
+                Ok(Ok(bytes)) => !bytes.is_empty(),
+                Ok(Err(_)) | Err(_) => false,
+            },
+            _ = self.is_ending.wait_for(|is_ending| *is_ending) => false,
         }
     }
 }
@@ -183,8 +213,8 @@ where
 }
 
 fn panicked(cause: Box<dyn Any + Send>) -> Response {
-    let cause = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let cause = cause.unwrap_or_else(|| "see the log".to_owned());
+    let text = cause.downcast_ref::<&str>().copied();
+    let cause = text.or_else(|| cause.downcast_ref::<String>().map(String::as_str));
     tracing::error!(cause, "a request was ended by a bug");
     (
         StatusCode::INTERNAL_SERVER_ERROR,

@@ -4,20 +4,18 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sgp::dev::control_plane::Binaries;
 use sgp::dev::{Sandbox, SandboxOptions};
+
+pub use crate::waiting::eventually;
 
 pub const GROUP: &str = "sg-0123456789abcdef0";
 
 /// The extended resource, written out here so that a slip in the product's constant shows.
 pub const POD_ENI: &str = "vpc.amazonaws.com/pod-eni";
 pub const FARGATE_GROUPS: &str = "fargate.amazonaws.com/pod-sg";
-
-/// How long anything may take that happens by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The webhook as it is by default.
 pub static DEFAULT: LazyLock<Sandbox> = LazyLock::new(|| start(&[]));
@@ -100,19 +98,6 @@ fn run(command: &mut Command, input: Option<&Value>) -> Output {
         success: output.status.success(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-/// Tries until `attempt` gives something.
-#[track_caller]
-pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let begin = Instant::now();
-    loop {
-        if let Some(result) = attempt() {
-            return result;
-        }
-        assert!(begin.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -1,6 +1,9 @@
 //! What users get when they create pods: the real API server, the real `kubectl` and the
 //! real webhook, one control plane for all tests and a namespace for each.
 
+#[path = "../support/waiting.rs"]
+mod waiting;
+
 mod cluster;
 mod definition;
 mod https;

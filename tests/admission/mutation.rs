@@ -107,6 +107,19 @@ fn interface_that_some_container_requests_already_is_not_requested_twice() {
 }
 
 #[test]
+fn request_for_no_interface_does_not_shed_the_groups() {
+    let namespace = Namespace::new();
+    namespace.policies(&[("all", everything(&[GROUP]))]);
+    let none = json!({"limits": {POD_ENI: "0", "cpu": "1"}});
+    let containers = json!([{"name": "web", "image": "web", "resources": none}]);
+    let created = namespace
+        .apply(&pod(json!({}), json!({"containers": containers})))
+        .ok()
+        .json();
+    assert!(requests_interface(&created), "{created:#}");
+}
+
+#[test]
 fn container_that_another_webhook_puts_in_front_does_not_bring_a_second_interface() {
     let namespace = Namespace::new();
     namespace.policies(&[("all", everything(&[GROUP]))]);

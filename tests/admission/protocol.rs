@@ -92,6 +92,33 @@ fn missing_service_account_is_named() {
 }
 
 #[test]
+fn creation_without_an_object_is_refused() {
+    let status = denial(&ask(&review("default", Value::Null)));
+    assert_eq!(status["code"], 400);
+}
+
+#[test]
+fn that_no_policy_selects_a_pod_is_confirmed_by_the_api_server() {
+    let namespace = Namespace::new();
+    let asked = || {
+        let text = metrics(DEFAULT.metrics_port());
+        let all = text.lines().filter_map(|line| {
+            line.strip_prefix("sgp_live_lookups_total{resource=\"securitygrouppolicies\"} ")
+        });
+        all.map(|count| count.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    // Other tests make it ask too, but never without need.
+    let before = asked();
+    let response = ask(&review(&namespace.name, pod(json!({}), json!({})))).json();
+    assert_eq!(response["response"]["allowed"], true);
+    assert!(response["response"].get("patch").is_none());
+    assert!(
+        asked() > before,
+        "that no policy selects a pod is confirmed"
+    );
+}
+
+#[test]
 fn request_that_is_for_another_path_is_refused_in_a_review() {
     let mut wrong_kind = review("default", pod(json!({}), json!({})));
     wrong_kind["request"]["kind"]["kind"] = json!("Deployment");

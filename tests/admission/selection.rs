@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    FARGATE_GROUPS, GROUP, Namespace, by_pod, eventually, everything, knows_no_interface, pod,
-    requests_interface,
+    DEFAULT, FARGATE_GROUPS, GROUP, Namespace, by_pod, eventually, everything, knows_no_interface,
+    kubectl, pod, policy, requests_interface,
 };
 
 fn service_account(name: &str, labels: Value) -> Value {
@@ -158,6 +158,74 @@ fn service_account_and_pod_can_be_created_in_the_same_breath() {
             .ok()
             .json();
         assert!(requests_interface(&created), "{name}");
+    }
+}
+
+#[test]
+fn pod_is_selected_by_a_policy_that_is_as_new_as_its_namespace() {
+    for round in 0..10 {
+        let namespace = format!("race-{}-{round}", std::process::id());
+        let within = |mut object: Value| {
+            object["metadata"]["namespace"] = json!(namespace);
+            object
+        };
+        let account = service_account("app", json!({"role": "reader"}));
+        let spec = json!({
+            "podSelector": {},
+            "serviceAccountSelector": {"matchLabels": {"role": "reader"}},
+            "securityGroups": {"groupIds": [GROUP]}
+        });
+        let pod = pod(json!({}), json!({"serviceAccountName": "app"}));
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+            within(account),
+            within(policy("all", &spec)),
+            within(pod)
+        ]});
+        kubectl(&DEFAULT, &["create", "-f", "-"], Some(&list)).ok();
+
+        let namespace = format!("--namespace={namespace}");
+        let arguments = ["get", "pod", "web", "-o", "json", &namespace];
+        let created = kubectl(&DEFAULT, &arguments, None).ok().json();
+        assert!(requests_interface(&created), "round {round}");
+    }
+}
+
+#[test]
+fn each_namespace_meets_one_entry_by_its_label() {
+    let ordinary = Namespace::new();
+    let run = |arguments: &[&str], input: Option<&Value>| kubectl(&DEFAULT, arguments, input);
+    for (namespace, label, entry) in [
+        (ordinary.name.as_str(), "=true", "mpod-enforced.vpc.k8s.aws"),
+        (ordinary.name.as_str(), "-", "mpod.vpc.k8s.aws"),
+        ("kube-system", "=true", "mpod-system.vpc.k8s.aws"),
+        ("kube-system", "-", "mpod.vpc.k8s.aws"),
+        ("sgp-system", "=true", "mpod-system.vpc.k8s.aws"),
+        ("sgp-system", "-", "mpod.vpc.k8s.aws"),
+    ] {
+        let within = format!("--namespace={namespace}");
+        let spec = by_pod(json!({"app": "labelled"}));
+        let policy = policy("labelled", &spec);
+        run(&["apply", "-f", "-", &within], Some(&policy)).ok();
+        let label = format!("vpcresources.k8s.aws/enforce{label}");
+        run(
+            &["label", "namespace", namespace, &label, "--overwrite"],
+            None,
+        )
+        .ok();
+
+        // A refusal tells which entry the API server has asked. It learns of the label by a
+        // watch of its own.
+        let metadata = json!({"labels": {"app": "labelled"}});
+        let hasty = pod(metadata, json!({"terminationGracePeriodSeconds": 0}));
+        let asked = format!("admission webhook \"{entry}\" denied the request");
+        eventually(&format!("{entry} in {namespace}"), || {
+            let dry_run = ["create", "--dry-run=server", "-f", "-", &within];
+            run(&dry_run, Some(&hasty))
+                .stderr
+                .contains(&asked)
+                .then_some(())
+        });
     }
 }
 

@@ -1,18 +1,12 @@
 //! The end of a webhook: requests that run are answered.
 
 use std::process::Command;
-use std::time::Duration;
 
-use http_body_util::StreamBody;
-use hyper::Request;
-use hyper::body::{Bytes, Frame};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use sgp::dev::control_plane::free_port;
-use tokio::sync::mpsc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::{DEFAULT, eventually};
-use crate::https::{Version, answer, block_on, connect_trusting};
+use crate::https::{Version, block_on, connect_trusting};
 
 #[test]
 fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
@@ -22,6 +16,7 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
     let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
     std::fs::write(&certificate, pair.cert.pem()).unwrap();
     std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+    let control_plane = DEFAULT.control_plane();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sgp"));
     command
         .arg("webhook")
@@ -31,59 +26,42 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
         .arg(certificate)
         .arg("--tls-key")
         .arg(key);
-    command
-        .arg("--kubeconfig")
-        .arg(DEFAULT.control_plane().kubeconfig());
-    let mut webhook = DEFAULT
-        .control_plane()
-        .spawn("second-webhook", command)
-        .unwrap();
-    eventually("the second webhook", || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-    });
+    command.arg("--kubeconfig").arg(control_plane.kubeconfig());
+    let mut webhook = control_plane.spawn("second-webhook", command).unwrap();
+    let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
+    eventually("the second webhook", || connect().ok());
 
+    let review = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "1", "operation": "UPDATE", "object": {},
+        "kind": {"group": "", "version": "v1", "kind": "Pod"},
+        "resource": {"group": "", "version": "v1", "resource": "pods"}}}"#;
+    let head = format!(
+        "POST /mutate-v1-pod HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+        review.len()
+    );
     block_on(async {
-        let stream = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let (body, chunks) = mpsc::channel::<Result<Frame<Bytes>, hyper::Error>>(1);
-        let chunks = futures::stream::unfold(chunks, async |mut chunks| {
-            Some((chunks.recv().await?, chunks))
-        });
-        let request = Request::post("/mutate-v1-pod")
-            .header("host", "127.0.0.1")
-            .header("content-type", "application/json")
-            .body(StreamBody::new(Box::pin(chunks)))
-            .unwrap();
-        let response = tokio::spawn(sender.send_request(request));
-        // The second half of a body is only asked for once the first was read.
-        let chunk = |text: &'static str| Ok(Frame::data(Bytes::from_static(text.as_bytes())));
-        body.send(chunk("{\"apiVersion\": \"admission.k8s.io/v1\", "))
-            .await
-            .unwrap();
-        body.send(chunk("\"kind\": \"AdmissionReview\", "))
-            .await
-            .unwrap();
+        let mut stream = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // It asks for the body, so the request runs.
+        let mut asks = [0; 25];
+        stream.read_exact(&mut asks).await.unwrap();
+        assert_eq!(&asks, b"HTTP/1.1 100 Continue\r\n\r\n");
 
         let id = rustix::process::Pid::from_raw(webhook.id().cast_signed()).unwrap();
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-        eventually("the port to be closed", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).err()
-        });
+        eventually("the port to be closed", || connect().err());
         assert!(
             webhook.try_wait().unwrap().is_none(),
             "it waits for the request"
         );
 
-        body.send(chunk(
-            "\"request\": {\"uid\": \"1\", \"operation\": \"UPDATE\"}}",
-        ))
-        .await
-        .unwrap();
-        drop(body);
-        let response = tokio::time::timeout(Duration::from_secs(10), response).await;
-        let answer = answer(response.unwrap().unwrap().unwrap()).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
+        stream.write_all(review.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert!(answer.contains(r#""allowed":true"#), "{answer}");
     });
     let status = eventually("the process to end", || webhook.try_wait().unwrap());
     assert!(status.success(), "{status}");

@@ -55,7 +55,7 @@ fn grace_period_of_0_is_only_warned_of_if_the_operator_says_so() {
 fn pod_that_can_have_no_interface_is_left_alone_and_its_creator_told() {
     let namespace = Namespace::new();
     namespace.policies(&[("all", everything(&[GROUP]))]);
-    let prefix = "runs without the security groups of SecurityGroupPolicy \"all\": ";
+    let prefix = "runs without its security groups: ";
     let windows = "spec.os.name or spec.nodeSelector[kubernetes.io/os] is \"windows\", and \
                    Windows pods get no branch interface";
     for (name, spec, why) in [
@@ -73,9 +73,10 @@ fn pod_that_can_have_no_interface_is_left_alone_and_its_creator_told() {
         ),
     ] {
         let created = namespace.apply(&pod(json!({"name": name}), spec)).ok();
+        let policy = "SecurityGroupPolicy \"all\"";
         assert_eq!(
             created.warnings(),
-            [format!("pod \"{name}\" {prefix}{why}")]
+            [format!("pod \"{name}\" {prefix}{why} ({policy})")]
         );
         assert!(knows_no_interface(&created.json()), "{created:#?}");
     }
@@ -162,8 +163,7 @@ fn group_id_that_can_not_exist_is_named_and_the_pod_waits_for_it() {
         created.warnings(),
         [
             "SecurityGroupPolicy \"typo\": \"sg-123\" is not the id of a security group (sg- and 8 \
-          or 17 hexadecimal digits); pod \"web\" will wait for its interface until that is \
-          mended"
+          or 17 hexadecimal digits); no interface can be had with it until that is mended"
         ]
     );
 }
@@ -177,12 +177,18 @@ fn hundred_invalid_policies_fit_into_what_the_api_server_passes_on() {
     namespace.apply(&list).ok();
     namespace.settle();
 
-    let created = namespace.apply(&pod(json!({}), json!({}))).ok();
+    namespace.policies(&[("all", everything(&[GROUP]))]);
+    let pod = pod(json!({}), json!({"hostNetwork": true}));
+    let created = namespace.apply(&pod).ok();
     let warnings = created.warnings();
-    let listed = warnings.len() - 1;
+    assert!(
+        warnings[0].contains("spec.hostNetwork is true"),
+        "its own pod comes first"
+    );
+    let listed = warnings.len() - 2;
     assert!(listed > 10, "{warnings:#?}");
     assert_eq!(
-        warnings[listed],
-        format!("and {} more warnings", 100 - listed)
+        warnings.last().unwrap(),
+        &format!("and {} more warnings", 100 - listed)
     );
 }

@@ -6,7 +6,7 @@
 //! means that none is ever near its expiry.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,10 @@ use rcgen::{
 use serde_json::json;
 
 use super::SERVICE_IP;
+use crate::dev::private_file;
+
+/// What kubeconfigs of `sgp dev` call their cluster and context.
+pub const KUBECONFIG_NAME: &str = "sgp-dev";
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longer than a certificate's, so that a certificate never outlives its authority.
@@ -140,7 +144,7 @@ impl Credentials {
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "sgp", "cluster": {
+            "clusters": [{"name": KUBECONFIG_NAME, "cluster": {
                 "server": format!("https://127.0.0.1:{port}"),
                 "certificate-authority-data": BASE64_STANDARD.encode(&self.authority_pem),
             }}],
@@ -148,8 +152,10 @@ impl Credentials {
                 "client-certificate-data": BASE64_STANDARD.encode(&client.certificate_pem),
                 "client-key-data": BASE64_STANDARD.encode(&client.key_pem),
             }}],
-            "contexts": [{"name": "sgp", "context": {"cluster": "sgp", "user": user}}],
-            "current-context": "sgp",
+            "contexts": [{"name": KUBECONFIG_NAME, "context": {
+                "cluster": KUBECONFIG_NAME, "user": user
+            }}],
+            "current-context": KUBECONFIG_NAME,
         });
         write_private(path, &format!("{kubeconfig:#}\n"))
     }
@@ -231,17 +237,8 @@ pub(super) fn create_private_folder(path: &Path) -> Result<(), CredentialsError>
         })
 }
 
-/// Replaces the file in one step, so that a kill in between leaves no half a key behind.
 fn write_private(path: &Path, contents: &str) -> Result<(), CredentialsError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> io::Result<()> {
-        // Made with mode 0600.
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(contents.as_bytes())?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source| CredentialsError::File {
+    private_file::write(path, contents.as_bytes()).map_err(|source| CredentialsError::File {
         path: path.to_owned(),
         source,
     })

@@ -28,8 +28,8 @@ use kube::{Api, Client, Config};
 
 pub use binaries::{Binaries, BinariesError};
 use components::Components;
-pub use credentials::CredentialsError;
 use credentials::{Credentials, create_private_folder};
+pub use credentials::{CredentialsError, KUBECONFIG_NAME};
 pub use ports::free_port;
 pub use process_group::{Process, ProcessGroup};
 
