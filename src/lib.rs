@@ -12,6 +12,7 @@
 //! * [`policy`]: which security groups a pod gets, and why; pure.
 //! * [`webhook`]: admission over HTTP.
 //! * [`tls`]: serving certificates.
+//! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
 //! * [`cli`]: flags and wiring.
@@ -22,6 +23,7 @@
 pub mod api;
 pub mod cli;
 pub mod dev;
+pub mod ec2;
 pub mod policy;
 pub mod telemetry;
 pub mod tls;

@@ -1,0 +1,1 @@
+//! The rules of EC2, checked on the simulator without a socket.
