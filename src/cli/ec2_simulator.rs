@@ -22,7 +22,7 @@ use crate::ec2::simulator::{self, Cloud, Settings, Simulator};
 #[command(after_help = "\
 Examples:
   sgp ec2-simulator --listen 127.0.0.1:4566
-  export AWS_ENDPOINT_URL_EC2=http://127.0.0.1:4566 AWS_REGION=us-west-2
+  export AWS_ENDPOINT_URL_EC2=http://127.0.0.1:4566 AWS_DEFAULT_REGION=us-west-2
   export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
   aws ec2 create-vpc --cidr-block 10.0.0.0/16
   aws ec2 describe-network-interfaces --filters Name=status,Values=in-use
@@ -127,8 +127,8 @@ fn introduce(address: SocketAddr, region: &str) -> io::Result<()> {
         out,
         "http://{address}\n\n\
          The AWS CLI and the SDKs use it with this environment:\n\n\
-         \x20 export AWS_ENDPOINT_URL_EC2=http://{address} AWS_REGION={region}\n\
-         \x20 export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any\n\n\
+         \x20 export AWS_ENDPOINT_URL_EC2=http://{address} AWS_DEFAULT_REGION={region}\n\
+         \x20 export AWS_REGION=$AWS_DEFAULT_REGION AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any\n\n\
          Latency, faults, counts and more: http://{address}/simulator/\n\
          Ctrl-C ends it."
     )?;

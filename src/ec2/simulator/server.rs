@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use axum::routing::get;
@@ -142,6 +142,10 @@ fn router(simulator: Simulator) -> Router {
 /// One call of EC2's API.
 async fn ec2(State(simulator): State<Simulator>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
+    // One that announces its size need not send it.
+    if body.size_hint().lower() > LARGEST_CALL as u64 {
+        return status(StatusCode::PAYLOAD_TOO_LARGE);
+    }
     let body = axum::body::to_bytes(body, LARGEST_CALL);
     let body = match tokio::time::timeout(BODY_WITHIN, body).await {
         Ok(Ok(body)) => body,
