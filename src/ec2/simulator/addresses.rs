@@ -134,7 +134,19 @@ pub(super) struct TakenAddresses {
     next_v6: u128,
 }
 
+/// The same addresses are taken, wherever the search goes on.
+impl PartialEq for TakenAddresses {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.v4, &self.v6) == (&other.v4, &other.v6)
+    }
+}
+
 impl TakenAddresses {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
     pub(super) fn free_v4(&self, block: Ipv4Block) -> u32 {
         let usable = usable_v4(block);
         usable.saturating_sub(u32::try_from(self.v4.len()).unwrap_or(u32::MAX))

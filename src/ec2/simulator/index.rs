@@ -12,7 +12,7 @@ use super::trunks::Association;
 
 type Interfaces = BTreeSet<InterfaceId>;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Index {
     pub(super) by_subnet: HashMap<SubnetId, Interfaces>,
     pub(super) by_group: HashMap<GroupId, Interfaces>,
