@@ -366,7 +366,7 @@ struct Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = (0..14_u8, any::<u16>(), any::<u16>(), 0..16_u16, 0..600_u16);
+    let step = (0..18_u8, any::<u16>(), any::<u16>(), 0..16_u16, 0..600_u16);
     let step = step.prop_map(|(action, one, other, vlan, wait_ms)| Step {
         action,
         one,
@@ -374,7 +374,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         vlan,
         wait_ms,
     });
-    proptest::collection::vec(step, 1..120)
+    proptest::collection::vec(step, 1..200)
 }
 
 fn choose<K: ToString, V>(map: &std::collections::BTreeMap<K, V>, number: u16) -> String {
@@ -395,14 +395,30 @@ fn form(step: Step, cloud: &Cloud, network: &Network) -> String {
         &network.subnet
     };
     let vlan = step.vlan;
-    match step.action {
+    // Some actions are taken more often, so that trunks fill up.
+    let action = match step.action {
+        14 => 0,
+        15..=17 => 3,
+        action => action,
+    };
+    match action {
         0 => format!("CreateNetworkInterface&SubnetId={subnet}&SecurityGroupId.1={group}"),
         1 => format!("CreateNetworkInterface&SubnetId={subnet}&InterfaceType=trunk"),
         2 => format!("CreateNetworkInterface&SubnetId={subnet}&ClientToken={vlan}"),
-        3 | 4 => format!(
-            "AssociateTrunkInterface&BranchInterfaceId={interface}&TrunkInterfaceId={other}\
-             &VlanId={vlan}"
-        ),
+        3 | 4 => {
+            // Any two interfaces are seldom a free one and an attached trunk.
+            let attached_trunk = cloud.interfaces.values();
+            let trunk = attached_trunk
+                .filter(|one| one.is_trunk() && one.attachment.is_some())
+                .map(|one| one.id.to_string())
+                .next()
+                .filter(|_| action == 3)
+                .unwrap_or(other);
+            format!(
+                "AssociateTrunkInterface&BranchInterfaceId={interface}&TrunkInterfaceId={trunk}\
+                 &VlanId={vlan}"
+            )
+        }
         5 => {
             let association = choose(&cloud.associations, step.one);
             format!("DisassociateTrunkInterface&AssociationId={association}")
@@ -422,7 +438,7 @@ fn form(step: Step, cloud: &Cloud, network: &Network) -> String {
         }
         9 => format!("DeleteNetworkInterface&NetworkInterfaceId={interface}"),
         10 => {
-            let kind = ["m5.large", "t3.medium", "c5.large"][usize::from(vlan % 3)];
+            let kind = ["m5.large", "t3.medium", "c7i-flex.large"][usize::from(vlan % 3)];
             format!(
                 "RunInstances&ImageId=ami-1&InstanceType={kind}&MinCount=1&MaxCount=1\
                  &SubnetId={subnet}"
@@ -434,7 +450,8 @@ fn form(step: Step, cloud: &Cloud, network: &Network) -> String {
              &SecurityGroupId.1={}",
             choose(&cloud.groups, step.other)
         ),
-        _ => format!("CreateTags&ResourceId.1={interface}&Tag.1.Key=vlan&Tag.1.Value={vlan}"),
+        13 => format!("CreateTags&ResourceId.1={interface}&Tag.1.Key=vlan&Tag.1.Value={vlan}"),
+        other => unreachable!("{other}"),
     }
 }
 
@@ -451,7 +468,13 @@ proptest! {
         let network = ec2.network();
         let group = format!("CreateSecurityGroup&GroupName=a&GroupDescription=a&VpcId={}", network.vpc);
         ec2.ok(&format!("Action={group}"));
-        ec2.run(&network, "m5.large");
+        let instance = ec2.run(&network, "c7i-flex.large");
+        let trunk = ec2.interface(&network, "&InterfaceType=trunk");
+        ec2.now = ec2.now.plus_ms(delay);
+        ec2.ok(&format!(
+            "Action=AttachNetworkInterface&NetworkInterfaceId={trunk}&InstanceId={instance}\
+             &DeviceIndex=1"
+        ));
         for step in steps {
             let form = form(step, &ec2.world.cloud, &network);
             ec2.now = ec2.now.plus_ms(step.wait_ms.into());
