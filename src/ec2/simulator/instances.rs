@@ -123,7 +123,7 @@ impl Cloud {
                 Ok(id) => started.push(id),
                 Err(error) => {
                     for id in started {
-                        self.undo_launch(&id);
+                        self.undo_launch(&id, new);
                     }
                     return Err(error);
                 }
@@ -172,7 +172,7 @@ impl Cloud {
             .iter()
             .try_for_each(|launch| self.attach_at_launch(&id, launch, &new.interface_tags, now));
         if let Err(error) = attached {
-            self.undo_launch(&id);
+            self.undo_launch(&id, new);
             return Err(error);
         }
         Ok(id)
@@ -206,21 +206,16 @@ impl Cloud {
         Ok(())
     }
 
-    fn undo_launch(&mut self, id: &InstanceId) {
-        let launched = self.instances.get(id).map(|instance| instance.launched_at);
-        let attached: Vec<InterfaceId> = self.ids_of_attached(id);
-        for interface in attached {
-            let made_for_it = self.interfaces.get(&interface).is_some_and(|one| {
-                Some(one.created_at) == launched
-                    && one
-                        .attachment
-                        .as_ref()
-                        .is_some_and(|attachment| attachment.delete_on_termination)
+    /// Interfaces that were there before stay.
+    fn undo_launch(&mut self, id: &InstanceId, new: &NewInstances) {
+        for interface in self.ids_of_attached(id) {
+            let was_there = new.interfaces.iter().any(|launch| {
+                matches!(&launch.source, InterfaceSource::Existing(own) if *own == interface)
             });
-            if made_for_it {
-                self.remove_interface(&interface);
-            } else {
+            if was_there {
                 self.change_interface(&interface, |one| one.attachment = None);
+            } else {
+                self.remove_interface(&interface);
             }
         }
         self.instances.remove(id);

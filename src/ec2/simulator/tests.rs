@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::actions;
 use super::cloud::{Behaviour, Cloud, Quotas};
@@ -12,6 +14,7 @@ use super::settings::Settings;
 use super::throttling::Bucket;
 use super::timestamp::Timestamp;
 use super::world::{ReplyKind, World};
+use super::{Simulator, serve};
 
 /// A world whose time stands still until a test moves it.
 struct Ec2 {
@@ -273,7 +276,8 @@ fn a_launch_that_fails_leaves_nothing() {
     let form = format!(
         "Action=RunInstances&ImageId=ami-1&InstanceType=m5.large&MinCount=2&MaxCount=2\
          &NetworkInterface.1.DeviceIndex=0&NetworkInterface.1.SubnetId={}\
-         &NetworkInterface.2.DeviceIndex=1&NetworkInterface.2.NetworkInterfaceId={before}",
+         &NetworkInterface.2.DeviceIndex=1&NetworkInterface.2.NetworkInterfaceId={before}\
+         &NetworkInterface.2.DeleteOnTermination=true",
         network.subnet
     );
     assert_eq!(ec2.error(&form), "InvalidNetworkInterface.InUse");
@@ -333,6 +337,43 @@ fn a_fault_after_the_effect_hides_an_error_too() {
     let counts = ec2.world.calls.counts();
     assert_eq!(counts.of("CreateVpc"), 2);
     assert!(ec2.world.calls.calls().all(|call| call.injected));
+}
+
+#[tokio::test]
+async fn it_serves_inside_of_a_program_until_told_to_end() {
+    let simulator = Simulator::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async {
+        let _ = ended.await;
+    };
+    let server = tokio::spawn(serve(listener, simulator.clone(), shutdown));
+    let ask = async || {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let call = b"GET /?Action=DescribeVpcs HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(call).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+
+    assert!(ask().await.unwrap().contains("<vpcSet"));
+    let drop_all = Fault {
+        action: "*".to_owned(),
+        skip: 0,
+        times: None,
+        moment: Moment::Before,
+        outcome: FaultOutcome::Drop,
+    };
+    simulator.add_fault(drop_all).unwrap();
+    assert_eq!(ask().await.unwrap_or_default(), "");
+    simulator.clear_faults();
+    assert!(ask().await.unwrap().contains("<vpcSet"));
+    assert_eq!(simulator.call_counts().of("DescribeVpcs"), 3);
+
+    end.send(()).unwrap();
+    server.await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
 }
 
 #[test]
