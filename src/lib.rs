@@ -18,7 +18,7 @@
 //! * [`cli`]: flags and wiring.
 //!
 //! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
-//! `telemetry` and `api`, `policy` uses `api`.
+//! `telemetry` and `api`, `policy` uses `api`, `ec2` none of them.
 
 pub mod api;
 pub mod cli;

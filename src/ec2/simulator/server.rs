@@ -16,6 +16,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::world::ReplyKind;
 use super::{Simulator, control};
@@ -26,7 +27,7 @@ const LARGEST_CALL: usize = 1 << 20;
 const LARGEST_STATE: usize = 1 << 30;
 /// From a connection's start, or the end of an answer, to the end of the next headers.
 const HEADERS_WITHIN: Duration = Duration::from_secs(120);
-/// From the headers to the end of a call's body.
+/// From the headers to the end of a call's body; for the control API between its parts.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
 /// How long the running calls have at the end.
 const DRAIN: Duration = Duration::from_millis(300);
@@ -135,6 +136,7 @@ fn router(simulator: Simulator) -> Router {
         .route("/simulator/calls", calls)
         .route("/simulator/calls/log", get(control::get_log))
         .route("/simulator/state", state)
+        .layer(RequestBodyTimeoutLayer::new(BODY_WITHIN))
         .route("/", get(ec2).post(ec2))
         .with_state(simulator)
 }
