@@ -12,16 +12,18 @@
 //! * [`policy`]: which security groups a pod gets, and why; pure.
 //! * [`webhook`]: admission over HTTP.
 //! * [`tls`]: serving certificates.
+//! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
 //! * [`cli`]: flags and wiring.
 //!
 //! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
-//! `telemetry` and `api`, `policy` uses `api`.
+//! `telemetry` and `api`, `policy` uses `api`, `ec2` none of them.
 
 pub mod api;
 pub mod cli;
 pub mod dev;
+pub mod ec2;
 pub mod policy;
 pub mod telemetry;
 pub mod tls;

@@ -2,6 +2,7 @@
 
 mod crds;
 mod dev;
+mod ec2_simulator;
 mod webhook;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ enum Command {
     Webhook(webhook::WebhookArgs),
     Dev(dev::DevArgs),
     Crds(crds::CrdsArgs),
+    Ec2Simulator(ec2_simulator::Ec2SimulatorArgs),
 }
 
 /// Runs the command that the process was called with.
@@ -44,6 +46,10 @@ pub fn run() -> ExitCode {
         }
         Command::Dev(dev) => dev.run(&arguments.logs),
         Command::Crds(crds) => crds.run(),
+        Command::Ec2Simulator(simulator) => {
+            logs::init(&arguments.logs);
+            simulator.run()
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -122,6 +128,8 @@ mod tests {
             (&["sgp", "dev", "--demo", "--exit"], true),
             (&["sgp", "dev", "--exit"], false),
             (&["sgp", "crds", "eniconfigs"], true),
+            (&["sgp", "ec2-simulator"], true),
+            (&["sgp", "ec2-simulator", "--listen", "4566"], false),
             (&["sgp"], false),
         ] {
             let parsed = Arguments::try_parse_from(arguments);

@@ -1,0 +1,9 @@
+//! Amazon EC2 as this crate sees it.
+//!
+//! * [`instance_limits`]: how many interfaces an instance type carries.
+//! * [`simulator`]: a server that stands in for EC2, for development and tests.
+//!
+//! Nothing here knows of pods or policies.
+
+pub mod instance_limits;
+pub mod simulator;
