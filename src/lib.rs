@@ -15,11 +15,13 @@
 //! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
+//! * [`accept`]: taking connections, for every server here.
 //! * [`cli`]: flags and wiring.
 //!
 //! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
 //! `telemetry` and `api`, `policy` uses `api`, `ec2` none of them.
 
+pub mod accept;
 pub mod api;
 pub mod cli;
 pub mod dev;

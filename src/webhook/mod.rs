@@ -133,7 +133,5 @@ async fn serve_metrics(listener: Option<TcpListener>, webhook: &Arc<Webhook>) {
     let router = Router::new()
         .route("/metrics", get(encode))
         .with_state(webhook.clone());
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "metrics are served no more");
-    }
+    server::serve_plain(listener, router, Limits::default()).await;
 }

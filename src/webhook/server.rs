@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
+
+use crate::accept::accept;
 
 /// A TLS record at its longest. rustls by itself reads 4 KiB at a time, which makes three
 /// system calls of an AdmissionReview.
@@ -76,19 +77,15 @@ pub async fn serve(
     };
     let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
-    let accept = async {
+    let accepting = async {
         loop {
             let place = places.clone().acquire_owned().await.expect("never closed");
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    tokio::spawn(server.clone().connection(stream, graceful.watcher(), place));
-                }
-                Err(error) => recover(&error).await,
-            }
+            let stream = accept(&listener).await;
+            tokio::spawn(server.clone().connection(stream, graceful.watcher(), place));
         }
     };
     tokio::select! {
-        () = accept => {}
+        () = accepting => {}
         () = shutdown => {}
     }
     // No new connections from here on; the port is free for a successor.
@@ -102,16 +99,21 @@ pub async fn serve(
     }
 }
 
-/// A connection that was reset before it was taken is none of our business; a process
-/// without file descriptors has to wait until it has some again.
-async fn recover(error: &io::Error) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    if !matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    ) {
-        tracing::error!(%error, "no connection can be accepted");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+/// Serves without TLS and one request a connection, for metrics. Never ends by itself.
+pub async fn serve_plain(listener: TcpListener, router: Router, limits: Limits) {
+    loop {
+        let (stream, router) = (accept(&listener).await, router.clone());
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(router.clone(), request, limits.request));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.handshake)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection for metrics ended early");
+            }
+        });
     }
 }
 

@@ -1,7 +1,6 @@
 //! EC2 and the control API over plain HTTP, every step bounded.
 
 use std::future::Future;
-use std::io;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,8 +9,8 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use axum::routing::get;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -20,6 +19,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use super::world::ReplyKind;
 use super::{Simulator, control};
+use crate::accept::accept;
 
 /// EC2 takes forms of at most so many bytes, give or take.
 const LARGEST_CALL: usize = 1 << 20;
@@ -42,20 +42,16 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     // Dropped at the end, and with it what still runs.
     let mut connections = JoinSet::new();
-    let accept = async {
+    let accepting = async {
         loop {
             // Tasks that ended are let go; the set would grow for ever otherwise.
             while connections.try_join_next().is_some() {}
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), graceful.watcher()));
-                }
-                Err(error) => recover(&error).await,
-            }
+            let stream = accept(&listener).await;
+            connections.spawn(connection(stream, router.clone(), graceful.watcher()));
         }
     };
     tokio::select! {
-        () = accept => {}
+        () = accepting => {}
         () = shutdown => {}
     }
     drop(listener);
@@ -64,19 +60,6 @@ pub async fn serve(
         .is_err()
     {
         tracing::debug!("calls still ran at the end and were cut off");
-    }
-}
-
-/// A connection that was reset before it was taken is none of our business; a process
-/// without file descriptors has to wait until it has some again.
-async fn recover(error: &io::Error) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    if !matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    ) {
-        tracing::error!(%error, "no connection can be accepted");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -104,15 +87,11 @@ async fn connection(stream: TcpStream, router: Router, watcher: Watcher) {
             }
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
+    // HTTP/1.1 is what EC2's endpoints speak.
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_WITHIN);
-    builder.http2().timer(TokioTimer::new());
-    let connection = builder
-        .serve_connection(TokioIo::new(stream), service)
-        .into_owned();
+        .header_read_timeout(HEADERS_WITHIN)
+        .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "connection ended early");
     }
