@@ -6,13 +6,12 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use json_patch::Patch;
 
 use super::Webhook;
 use super::body::JsonBody;
 use super::cluster::Unknown;
 use super::messages;
-use super::patch::patch;
+use super::patch::encoded_patch;
 use super::review::{self, Answer, Refusal, Request, Unreadable};
 use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{NamespacePolicies, Pod, ServiceAccount, decide};
@@ -51,7 +50,7 @@ impl Webhook {
             // A pod's containers and labels are looked at once, when it is created.
             _ => {
                 metrics.unchanged.inc();
-                return Answer::allowed(Patch::default(), Vec::new());
+                return Answer::allowed(None, Vec::new());
             }
         };
         match self.decide(request.namespace(), pod).await {
@@ -90,8 +89,8 @@ impl Webhook {
             tracing::info!(namespace, message, "pod refused");
             return Ok(Answer::denied(Refusal::forbidden(message), warnings));
         }
-        let patch = patch(pod, &decision.changes);
-        let counter = if patch.is_empty() {
+        let patch = encoded_patch(pod, &decision.changes);
+        let counter = if patch.is_none() {
             &metrics.unchanged
         } else {
             &metrics.patched
