@@ -34,7 +34,7 @@ use sgp::dev::{Sandbox, SandboxOptions};
 
 use crate::cluster::Namespace;
 use crate::constant::ConstantHandler;
-use crate::load::{Burst, Expectation, Load, Protocol, Question, Transport};
+use crate::load::{Burst, Expectation, Load, Protocol, Question, Target, Transport};
 use crate::process::Memory;
 use crate::report::{MemoryFigures, Report, Row, Subject};
 
@@ -51,11 +51,11 @@ struct Arguments {
     json: bool,
 
     /// Rounds of every measurement; their median counts
-    #[arg(long, value_name = "NUMBER", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
 
     /// Milliseconds of one measurement in one round
-    #[arg(long, value_name = "NUMBER", default_value_t = 400, value_parser = clap::value_parser!(u64).range(50..=10_000))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 120, value_parser = clap::value_parser!(u64).range(50..=10_000))]
     milliseconds: u64,
 
     /// Only connections of this kind, such as "HTTP/2, 32 streams"; part of the name is enough
@@ -151,52 +151,34 @@ async fn run(arguments: &Arguments, binaries: &Binaries) -> anyhow::Result<Repor
 
     progress("starting the constant handler");
     let constant = ConstantHandler::start()?;
-    let subjects = [
-        (Subject::Constant, Namespace::One),
-        (Subject::webhook(1, true), Namespace::One),
-        (Subject::webhook(1, false), Namespace::One),
-        (Subject::webhook(1_000, true), Namespace::Thousand),
-        (Subject::webhook(1_000, false), Namespace::Thousand),
-    ];
-    let mut rows = Vec::new();
-    for transport in TRANSPORTS {
-        let name = transport.to_string();
-        if !name.contains(&arguments.only) {
-            continue;
-        }
-        progress(&name);
-        let duration = Duration::from_millis(arguments.milliseconds);
-        let mut to_webhook = Load::connect(&webhook, transport).await?;
-        let mut to_constant = Load::connect(constant.target(), transport).await?;
-        let mut bursts = subjects.map(|_| Vec::<Burst>::new());
-        // The first round warms up.
-        for round in 0..=arguments.rounds {
-            for ((subject, namespace), bursts) in subjects.iter().zip(&mut bursts) {
-                let (load, answer) = match subject {
-                    Subject::Constant => (&mut to_constant, Expectation::Constant),
-                    Subject::Webhook { matches, .. } => {
-                        let patch = *matches;
-                        (&mut to_webhook, Expectation::Admission { patch })
-                    }
-                };
-                let body = cluster::review(*namespace, subject.matches());
-                let question = Question { body, answer };
-                let burst = load.burst(&question, duration).await;
-                let burst = burst.with_context(|| format!("{name}, {subject}"))?;
-                if round > 0 {
-                    bursts.push(burst);
-                }
-            }
-        }
-        let constant = &bursts[0];
-        let pairs = subjects.iter().zip(&bursts);
-        rows.extend(pairs.map(|((subject, _), own)| Row::new(transport, *subject, own, constant)));
+    let chosen = TRANSPORTS.into_iter();
+    let chosen = chosen.filter(|transport| transport.to_string().contains(&arguments.only));
+    let mut races = Vec::new();
+    for transport in chosen {
+        races.push(Race::prepare(transport, &webhook, constant.target()).await?);
     }
     ensure!(
-        !rows.is_empty(),
+        !races.is_empty(),
         "no connection is of kind {:?}",
         arguments.only
     );
+    let duration = Duration::from_millis(arguments.milliseconds);
+    progress("warming up");
+    for race in &mut races {
+        race.run(duration / 4).await?;
+    }
+    for race in &mut races {
+        race.forget();
+    }
+    // Each round takes all kinds of connections, because the machine's speed changes over
+    // the minutes.
+    for round in 1..=arguments.rounds {
+        progress(&format!("round {round} of {}", arguments.rounds));
+        for race in &mut races {
+            race.run(duration).await?;
+        }
+    }
+    let rows = races.iter().flat_map(Race::rows).collect();
 
     let memory = MemoryFigures {
         service_accounts: arguments.service_accounts,
@@ -208,4 +190,62 @@ async fn run(arguments: &Arguments, binaries: &Binaries) -> anyhow::Result<Repor
     drop(constant);
     sandbox.stop();
     Ok(Report::new(rows, memory))
+}
+
+/// What is measured over one kind of connection, in this order.
+const SUBJECTS: [(Subject, Namespace); 5] = [
+    (Subject::Constant, Namespace::One),
+    (Subject::webhook(1, true), Namespace::One),
+    (Subject::webhook(1, false), Namespace::One),
+    (Subject::webhook(1_000, true), Namespace::Thousand),
+    (Subject::webhook(1_000, false), Namespace::Thousand),
+];
+
+/// All subjects over one kind of connection.
+struct Race {
+    transport: Transport,
+    to_webhook: Load,
+    to_constant: Load,
+    bursts: [Vec<Burst>; SUBJECTS.len()],
+}
+
+impl Race {
+    async fn prepare(
+        transport: Transport,
+        webhook: &Target,
+        constant: &Target,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            transport,
+            to_webhook: Load::connect(webhook, transport).await?,
+            to_constant: Load::connect(constant, transport).await?,
+            bursts: Default::default(),
+        })
+    }
+
+    /// One round: each subject in turn.
+    async fn run(&mut self, duration: Duration) -> anyhow::Result<()> {
+        for ((subject, namespace), bursts) in SUBJECTS.into_iter().zip(&mut self.bursts) {
+            let (load, answer) = match subject {
+                Subject::Constant => (&mut self.to_constant, Expectation::Constant),
+                Subject::Webhook { matches: patch, .. } => {
+                    (&mut self.to_webhook, Expectation::Admission { patch })
+                }
+            };
+            let body = cluster::review(namespace, subject.matches());
+            let burst = load.burst(&Question { body, answer }, duration).await;
+            bursts.push(burst.with_context(|| format!("{}, {subject}", self.transport))?);
+        }
+        Ok(())
+    }
+
+    /// Forgets what was measured so far.
+    fn forget(&mut self) {
+        self.bursts.iter_mut().for_each(Vec::clear);
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Row> {
+        let subjects = SUBJECTS.iter().zip(&self.bursts);
+        subjects.map(|((subject, _), own)| Row::new(self.transport, *subject, own, &self.bursts[0]))
+    }
 }

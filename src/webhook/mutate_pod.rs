@@ -6,13 +6,12 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use json_patch::Patch;
 
 use super::Webhook;
 use super::body::JsonBody;
 use super::cluster::Unknown;
 use super::messages;
-use super::patch::patch;
+use super::patch::encoded_patch;
 use super::review::{self, Answer, Refusal, Request, Unreadable};
 use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{Decision, NamespacePolicies, Pod, ServiceAccount, decide};
@@ -49,7 +48,7 @@ impl Webhook {
         // A pod's containers and labels are looked at once, when it is created.
         if request.operation.as_str() != "CREATE" {
             metrics.unchanged.inc();
-            return Answer::allowed(Patch::default(), Vec::new());
+            return Answer::allowed(None, Vec::new());
         }
         let Some(pod) = &request.object else {
             metrics.failed.inc();
@@ -125,8 +124,8 @@ impl Webhook {
             tracing::info!(namespace, message, "pod refused");
             return Answer::denied(Refusal::forbidden(message), warnings);
         }
-        let patch = patch(pod, &decision.changes);
-        let counter = if patch.is_empty() {
+        let patch = encoded_patch(pod, &decision.changes);
+        let counter = if patch.is_none() {
             &metrics.unchanged
         } else {
             &metrics.patched

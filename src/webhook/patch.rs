@@ -1,17 +1,56 @@
 //! The changes of a decision as a JSON patch (RFC 6902) of the pod.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation};
 use serde_json::{Value, json};
 
 use crate::api::names::{FARGATE_POD_SG, POD_ENI};
-use crate::policy::pod::Resources;
 use crate::policy::{Change, Pod};
 
+/// The patch that makes `changes` to `pod`, as an answer carries it: its JSON in base64.
+/// `None` if there is nothing to change.
+pub fn encoded_patch(pod: &Pod<'_>, changes: &[Change]) -> Option<Cow<'static, str>> {
+    /// Nearly every patch is one of these, and to make one takes as long as all the rest of
+    /// a decision and its answer.
+    static PREPARED: LazyLock<Vec<(Present, String)>> = LazyLock::new(|| {
+        let lists = [(false, false), (false, true), (true, false), (true, true)];
+        let shapes = [None].into_iter().chain(lists.map(Some));
+        let encoded = |present| encode(&Patch(request_branch_interface(present)));
+        shapes.map(|present| (present, encoded(present))).collect()
+    });
+    match changes {
+        [] => None,
+        [Change::RequestBranchInterface] => {
+            let present = present(pod);
+            let prepared = PREPARED.iter().find(|(shape, _)| *shape == present);
+            prepared.map(|(_, patch)| patch.as_str().into())
+        }
+        _ => Some(encode(&patch(pod, changes)).into()),
+    }
+}
+
+fn encode(patch: &Patch) -> String {
+    BASE64.encode(serde_json::to_vec(patch).expect("a patch is made of JSON values"))
+}
+
+/// Whether the first container has `limits` and `requests`; `None` if it has no `resources`
+/// at all.
+type Present = Option<(bool, bool)>;
+
+fn present(pod: &Pod<'_>) -> Present {
+    let resources = pod.first_container_resources().flatten();
+    resources.map(|lists| (lists.limits.is_some(), lists.requests.is_some()))
+}
+
 /// The smallest patch that makes `changes` to `pod`. Parents that are missing are added.
-pub fn patch(pod: &Pod<'_>, changes: &[Change]) -> Patch {
+fn patch(pod: &Pod<'_>, changes: &[Change]) -> Patch {
     let operations = changes.iter().flat_map(|change| match change {
-        Change::RequestBranchInterface => request_branch_interface(pod),
+        Change::RequestBranchInterface => request_branch_interface(present(pod)),
         Change::SetGracePeriod(seconds) => vec![set_grace_period(pod, *seconds)],
         Change::SetFargateGroups(ids) => vec![set_fargate_groups(pod, ids)],
         Change::RemoveFargateGroups => vec![PatchOperation::Remove(RemoveOperation {
@@ -21,21 +60,22 @@ pub fn patch(pod: &Pod<'_>, changes: &[Change]) -> Patch {
     Patch(operations.collect())
 }
 
-fn request_branch_interface(pod: &Pod<'_>) -> Vec<PatchOperation> {
+fn request_branch_interface(present: Present) -> Vec<PatchOperation> {
     const FIRST: [&str; 4] = ["spec", "containers", "0", "resources"];
     let one = json!({POD_ENI: "1"});
-    let Some(Resources { limits, requests }) = pod.first_container_resources().flatten() else {
+    let Some((limits, requests)) = present else {
         return vec![add(&FIRST, json!({"limits": one, "requests": one}))];
     };
     let lists = [("limits", limits), ("requests", requests)];
-    let add_to = |(list, present): (&str, Option<_>)| {
+    let add_to = |(list, is_present)| {
         let [spec, containers, first, resources] = FIRST;
-        match present {
-            None => add(&[spec, containers, first, resources, list], one.clone()),
-            Some(_) => add(
+        if is_present {
+            add(
                 &[spec, containers, first, resources, list, POD_ENI],
                 json!("1"),
-            ),
+            )
+        } else {
+            add(&[spec, containers, first, resources, list], one.clone())
         }
     };
     lists.map(add_to).into()
@@ -84,7 +124,8 @@ mod tests {
     /// The pod after the changes, as the API server would have it.
     fn patched(pod: &Value, changes: &[Change]) -> Value {
         let json = pod.to_string();
-        let patch = patch(&serde_json::from_str(&json).unwrap(), changes);
+        let encoded = encoded_patch(&serde_json::from_str(&json).unwrap(), changes).unwrap();
+        let patch: Patch = serde_json::from_slice(&BASE64.decode(&*encoded).unwrap()).unwrap();
         let mut pod = pod.clone();
         json_patch::patch(&mut pod, &patch).unwrap();
         pod

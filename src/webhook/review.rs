@@ -1,12 +1,11 @@
 //! AdmissionReview in and out (`admission.k8s.io/v1`, Kubernetes documentation, "Dynamic
 //! Admission Control").
 
+use std::borrow::Cow;
+
 use axum::body::Bytes;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use json_patch::Patch;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -146,7 +145,7 @@ pub struct Answer {
 
 #[derive(Debug)]
 enum Verdict {
-    Allowed(Patch),
+    Allowed(Option<Cow<'static, str>>),
     Denied(Refusal),
 }
 
@@ -192,8 +191,9 @@ impl Refusal {
 }
 
 impl Answer {
-    /// Lets the object in with the changes of `patch`, which may be none.
-    pub fn allowed(patch: Patch, warnings: Vec<String>) -> Self {
+    /// Lets the object in with the changes of `patch`, a JSON patch in base64, if there are
+    /// any.
+    pub fn allowed(patch: Option<Cow<'static, str>>, warnings: Vec<String>) -> Self {
         Self {
             verdict: Verdict::Allowed(patch),
             warnings,
@@ -219,11 +219,9 @@ impl Answer {
             warnings: &self.warnings,
         };
         match &self.verdict {
-            Verdict::Allowed(patch) if patch.0.is_empty() => {}
             Verdict::Allowed(patch) => {
-                let json = serde_json::to_vec(patch).expect("a patch is made of JSON values");
-                response.patch = Some(BASE64.encode(json));
-                response.patch_type = Some("JSONPatch");
+                response.patch = patch.as_deref();
+                response.patch_type = patch.is_some().then_some("JSONPatch");
             }
             Verdict::Denied(refusal) => {
                 response.status = Some(Status {
@@ -260,7 +258,7 @@ struct ReviewResponse<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
+    patch: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
