@@ -19,6 +19,7 @@
 //! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
 //! `telemetry` and `api`, `policy` uses `api`.
 
+pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod dev;
