@@ -12,6 +12,8 @@
 //! * [`policy`]: which security groups a pod gets, and why; pure.
 //! * [`webhook`]: admission over HTTP.
 //! * [`tls`]: serving certificates.
+//! * [`allocator`]: the plan for a node's trunk and branch interfaces; pure, and nothing
+//!   carries it out yet.
 //! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
@@ -19,9 +21,11 @@
 //! * [`cli`]: flags and wiring.
 //!
 //! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
-//! `telemetry` and `api`, `policy` uses `api`, `ec2` none of them.
+//! `telemetry` and `api`, `policy` and `allocator` use `api`,
+//! `ec2` none of them.
 
 pub mod accept;
+pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod dev;

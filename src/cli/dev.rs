@@ -12,8 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 use kube::config::Kubeconfig;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::signals::Signals;
 use crate::dev::control_plane::{Binaries, KUBECONFIG_NAME};
 use crate::dev::{Sandbox, SandboxOptions, demo, private_file};
 use crate::telemetry::logs::LogArgs;
@@ -232,29 +232,6 @@ impl Drop for WrittenKubeconfig {
         if fs::read(&self.path).is_ok_and(|content| content == self.content) {
             // A file that stays does no harm.
             let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self {
-            interrupt,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
         }
     }
 }

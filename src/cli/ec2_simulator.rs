@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::signals::Signals;
+use crate::dev::private_file;
 use crate::ec2::simulator::{self, Cloud, Settings, Simulator};
 
 /// Run a simulated Amazon EC2
@@ -69,14 +70,9 @@ impl Ec2SimulatorArgs {
     }
 
     async fn serve(self) -> anyhow::Result<()> {
-        // Before anything that takes time, so that no signal ends us unasked.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::listen()?;
         let shutdown = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            signals.next().await;
         };
 
         let simulator = self.simulator()?;
@@ -87,7 +83,8 @@ impl Ec2SimulatorArgs {
         simulator::serve(listener, simulator.clone(), shutdown).await;
         if let Some(path) = &self.state {
             let json = simulator.save()?;
-            replace(path, &json).with_context(|| format!("can't write {}", path.display()))?;
+            let written = private_file::write(path, &json);
+            written.with_context(|| format!("can't write {}", path.display()))?;
         }
         Ok(())
     }
@@ -107,17 +104,6 @@ impl Ec2SimulatorArgs {
         }
         Ok(simulator)
     }
-}
-
-/// Whoever reads the old file or the new one reads all of it.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-    file.write_all(content)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 /// The first line is the endpoint's URL and nothing else, for scripts.

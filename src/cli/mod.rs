@@ -3,6 +3,7 @@
 mod crds;
 mod dev;
 mod ec2_simulator;
+mod signals;
 mod webhook;
 
 use std::process::ExitCode;

@@ -9,8 +9,8 @@ use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::signals::Signals;
 use crate::api::names::MUTATING_WEBHOOK_CONFIGURATION;
 use crate::policy::{GracePeriodPolicy, Settings, UnsupportedPodPolicy};
 use crate::tls::{ServingCertificate, ca_bundle};
@@ -89,14 +89,9 @@ impl WebhookArgs {
     }
 
     async fn serve(self) -> anyhow::Result<()> {
-        // Before anything that takes time, so that no signal ends us unasked.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::listen()?;
         let shutdown = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            signals.next().await;
         };
 
         let certificate = self.certificate()?;

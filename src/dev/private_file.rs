@@ -1,4 +1,4 @@
-//! Files that only their owner can read: keys, tokens, kubeconfigs.
+//! Files that only their owner can read: keys, tokens, kubeconfigs, saved states.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -6,7 +6,9 @@ use std::path::Path;
 /// Writes or replaces a file, with mode 0600 and in one step, so that a kill in between
 /// leaves no half of it behind.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent();
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
     // Made with mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(content)?;
