@@ -27,3 +27,6 @@ pub const MUTATE_POD_PATH: &str = "/mutate-v1-pod";
 
 /// The namespace label that selects the fail-closed twin of each webhook entry.
 pub const ENFORCE_LABEL: &str = "vpcresources.k8s.aws/enforce";
+
+/// Where pods start whatever becomes of us: the cluster's own namespace and ours.
+pub const NEVER_ENFORCED: [&str; 2] = ["kube-system", "sgp-system"];

@@ -3,11 +3,12 @@
 use std::env;
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -124,6 +125,9 @@ impl DevArgs {
     }
 }
 
+/// What the step that runs at a signal has until everything ends.
+const LAST_STEP: Duration = Duration::from_secs(5);
+
 /// How a demo ended.
 enum Shown {
     AsExpected,
@@ -147,15 +151,22 @@ async fn show_demo(sandbox: &Sandbox, signals: &mut Signals) -> anyhow::Result<S
         name = signals.next() => {
             eprintln!("{name}: ending everything");
             interrupted.store(true, Ordering::Relaxed);
-            demo.await??;
+            // A step that hangs, or a second signal, ends the wait for it.
+            tokio::select! {
+                shown = demo => { shown??; }
+                _ = signals.next() => {}
+                () = tokio::time::sleep(LAST_STEP) => {}
+            }
             Ok(Shown::Interrupted)
         }
     }
 }
 
-/// The same command once more, which `Command` itself can't give.
+/// The same program in the same environment once more.
 fn again(command: &Command) -> Command {
     let mut again = Command::new(command.get_program());
+    // A terminal's Ctrl-C is for us, who let the step come to its end.
+    again.process_group(0);
     again.envs(
         command
             .get_envs()

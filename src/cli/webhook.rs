@@ -85,7 +85,10 @@ impl WebhookArgs {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(self.serve())
+        let done = runtime.block_on(self.serve());
+        // A name that is still being looked up holds nobody up.
+        runtime.shutdown_background();
+        done
     }
 
     async fn serve(self) -> anyhow::Result<()> {
@@ -146,6 +149,8 @@ impl WebhookArgs {
         // An API server is not reached through a proxy that the environment names for other
         // purposes.
         config.proxy_url = None;
+        // Watches and lookups know better how soon to try again, and count their failures.
+        config.default_retry = false;
         Client::try_from(config).context("the cluster's configuration can't be used")
     }
 }

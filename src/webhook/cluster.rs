@@ -11,12 +11,16 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::watcher;
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use prometheus_client::metrics::counter::Counter;
+use serde::Deserialize;
+use serde_json::Value;
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::lookup::{Lookup, LookupError};
 use crate::api::SecurityGroupPolicy;
@@ -26,8 +30,8 @@ use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{NamespacePolicies, Policy, PolicyIndex, ServiceAccountIndex};
 use crate::telemetry::metrics::{LookupMetrics, WatchMetrics};
 
-/// How long a request waits for the API server. With this the API server's own time-out for
-/// a webhook (5 s in our manifests) is never used up.
+/// How long the API server may take for one question. What a request waits for all of its
+/// questions is bounded by its deadline.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the webhook knows of the cluster.
@@ -120,28 +124,23 @@ impl Cluster {
     pub async fn ask_policies(
         &self,
         namespace: &str,
+        deadline: Instant,
     ) -> Result<Option<Arc<NamespacePolicies>>, Unknown> {
         if !is_object_name(namespace) {
             return Ok(None);
         }
-        let resource = policy_resource();
-        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
-        let name = namespace.to_owned();
+        // A cluster without policies has no such resource; but while the watch knows it, that
+        // it is not found is a fault that passes.
+        let may_be_undefined = !self.definition_installed.load(Ordering::Relaxed);
+        let (client, name) = (self.client.clone(), namespace.to_owned());
         let list = async move {
-            // Without a resource version: consistent, never from a cache that lags behind.
-            match api.list(&ListParams::default()).await {
-                Ok(list) => {
-                    let mut index = PolicyIndex::default();
-                    for object in list {
-                        index.apply(&name, parse_policy(&object));
-                    }
-                    Ok(index.namespace(&name))
-                }
-                Err(error) if is_not_found(&error) => Ok(None),
-                Err(error) => Err(error),
+            match list_policies(&client, &name).await {
+                Err(error) if may_be_undefined && is_not_found(&error) => Ok(None),
+                listed => listed.map(|index| index.namespace(&name)),
             }
         };
-        let found = self.policy_lookup.run(namespace.to_owned(), list).await;
+        let key = namespace.to_owned();
+        let found = self.policy_lookup.run(key, deadline, list).await;
         found.map_err(|error| Unknown {
             what: format!("the SecurityGroupPolicies of namespace {namespace:?}"),
             error,
@@ -154,6 +153,7 @@ impl Cluster {
         &self,
         namespace: &str,
         name: &str,
+        deadline: Instant,
     ) -> Result<Option<ServiceAccountLabels>, Unknown> {
         if !is_object_name(namespace) || !is_object_name(name) {
             return Ok(None);
@@ -167,11 +167,54 @@ impl Cluster {
                 Ok(account.map(|account| labels_of(&account)))
             }
         };
-        let found = self.service_account_lookup.run(key, get).await;
+        let found = self.service_account_lookup.run(key, deadline, get).await;
         found.map_err(|error| Unknown {
             what: format!("ServiceAccount {name:?} of namespace {namespace:?}"),
             error,
         })
+    }
+}
+
+/// A page of policies, of which only names and specs are read.
+#[derive(Deserialize)]
+struct PolicyPage {
+    #[serde(default)]
+    metadata: ListMeta,
+    items: Vec<StoredPolicy>,
+}
+
+#[derive(Deserialize)]
+struct StoredPolicy {
+    metadata: StoredName,
+    #[serde(default)]
+    spec: Value,
+}
+
+#[derive(Deserialize)]
+struct StoredName {
+    name: String,
+}
+
+/// All policies of a namespace, consistently: without a resource version the API server
+/// never answers from a cache that lags behind.
+async fn list_policies(client: &Client, namespace: &str) -> kube::Result<PolicyIndex> {
+    let mut index = PolicyIndex::default();
+    let path = DynamicObject::url_path(&policy_resource(), Some(namespace));
+    let mut parameters = ListParams::default().limit(250);
+    loop {
+        let request = kube::core::Request::new(&path).list(&parameters);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let page: PolicyPage = client.request(request).await?;
+        for stored in page.items {
+            index.apply(
+                namespace,
+                Policy::parse(&stored.metadata.name, &stored.spec),
+            );
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(index),
+        }
     }
 }
 
@@ -203,7 +246,7 @@ pub(super) trait Feed<K> {
     /// All objects that there are.
     fn reset(&self, index: Self::Index);
     /// The API server does not know the resource.
-    fn undefined(&self);
+    fn undefined(&self, error: &watcher::Error);
     /// The watch failed and is started again.
     fn failed(&self, error: &watcher::Error);
 }
@@ -252,7 +295,7 @@ impl Feed<DynamicObject> for Policies<'_> {
         self.0.watch_metrics.definition_installed.set(1);
     }
 
-    fn undefined(&self) {
+    fn undefined(&self, _: &watcher::Error) {
         self.update(|index| *index = PolicyIndex::default());
         self.0.policies_synced.store(true, Ordering::Relaxed);
         if self.0.definition_installed.swap(false, Ordering::Relaxed) {
@@ -310,7 +353,9 @@ impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
     }
 
     /// Every API server knows them; what it says must pass.
-    fn undefined(&self) {}
+    fn undefined(&self, error: &watcher::Error) {
+        self.failed(error);
+    }
 
     fn failed(&self, error: &watcher::Error) {
         self.0.note_failure(
@@ -352,7 +397,9 @@ impl Feed<PartialObjectMeta<Namespace>> for EnforcedNamespaces<'_> {
     }
 
     /// Every API server knows them; what it says must pass.
-    fn undefined(&self) {}
+    fn undefined(&self, error: &watcher::Error) {
+        self.failed(error);
+    }
 
     fn failed(&self, error: &watcher::Error) {
         self.0
@@ -367,7 +414,7 @@ mod tests {
     use crate::telemetry::metrics::Metrics;
     use axum::body::Body;
     use axum::http::{Request, Response, StatusCode};
-    use serde_json::{Value, json};
+    use serde_json::json;
     use std::convert::Infallible;
     use std::sync::Mutex;
 
@@ -390,6 +437,10 @@ mod tests {
         )
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(4)
+    }
+
     fn namespace(name: &str, labels: Value) -> PartialObjectMeta<Namespace> {
         let metadata = json!({"name": name, "labels": labels});
         serde_json::from_value(json!({ "metadata": metadata })).unwrap()
@@ -409,7 +460,7 @@ mod tests {
     #[tokio::test]
     async fn api_server_is_asked_for_one_namespaces_policies() {
         let (cluster, asked) = cluster(200, one_policy());
-        let policies = cluster.ask_policies("shop").await.unwrap();
+        let policies = cluster.ask_policies("shop", soon()).await.unwrap();
 
         assert!(policies.is_some_and(|policies| !policies.is_empty()));
         let path = "/apis/vpcresources.k8s.aws/v1beta1/namespaces/shop/securitygrouppolicies";
@@ -425,10 +476,13 @@ mod tests {
         let (cluster, asked) = cluster(200, one_policy());
         for name in ["", "..", "a/b", "shop/../../secrets", "a?b", "A", "a%2fb"] {
             assert!(
-                cluster.ask_policies(name).await.unwrap().is_none(),
+                cluster.ask_policies(name, soon()).await.unwrap().is_none(),
                 "{name}"
             );
-            let account = cluster.ask_service_account("shop", name).await.unwrap();
+            let account = cluster
+                .ask_service_account("shop", name, soon())
+                .await
+                .unwrap();
             assert!(account.is_none(), "{name}");
         }
         assert!(asked.lock().unwrap().is_empty());
@@ -437,7 +491,13 @@ mod tests {
     #[tokio::test]
     async fn there_are_no_policies_where_they_are_not_defined() {
         let (cluster, _) = cluster(404, not_found());
-        assert!(cluster.ask_policies("shop").await.unwrap().is_none());
+        let unknown = cluster.ask_policies("shop", soon()).await;
+        assert!(unknown.is_err(), "it may be a fault that passes");
+
+        let gone = watcher::Error::NoResourceVersion;
+        Policies(&cluster).undefined(&gone);
+        let policies = cluster.ask_policies("shop", soon()).await.unwrap();
+        assert!(policies.is_none());
     }
 
     #[tokio::test]
@@ -476,7 +536,10 @@ mod tests {
     async fn service_account_that_the_api_server_does_not_know_is_missing() {
         let (absent, _) = cluster(404, not_found());
         assert_eq!(
-            absent.ask_service_account("shop", "app").await.unwrap(),
+            absent
+                .ask_service_account("shop", "app", soon())
+                .await
+                .unwrap(),
             None
         );
 
@@ -486,7 +549,7 @@ mod tests {
         });
         let (present, _) = cluster(200, answer);
         let labels = present
-            .ask_service_account("shop", "app")
+            .ask_service_account("shop", "app", soon())
             .await
             .unwrap()
             .unwrap();
@@ -498,13 +561,17 @@ mod tests {
         let fault = json!({"kind": "Status", "status": "Failure", "code": 500, "message": "oops"});
         let (cluster, _) = cluster(500, fault);
 
-        let unknown = cluster.ask_policies("shop").await.unwrap_err().to_string();
+        let unknown = cluster
+            .ask_policies("shop", soon())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             unknown.contains("the SecurityGroupPolicies of namespace \"shop\""),
             "{unknown}"
         );
         let unknown = cluster
-            .ask_service_account("shop", "app")
+            .ask_service_account("shop", "app", soon())
             .await
             .unwrap_err()
             .to_string();

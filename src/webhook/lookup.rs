@@ -12,13 +12,14 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
+use tokio::time::Instant;
 
 /// Why there is no answer; shared by all who waited for it.
 #[derive(Clone, Debug, Error)]
 pub enum LookupError {
     /// The API server did not answer in time.
-    #[error("the API server did not answer within {} s", .0.as_secs())]
-    TimedOut(Duration),
+    #[error("the API server did not answer in time")]
+    TimedOut,
     /// The API server could not be asked, or refused to answer.
     #[error("{}", in_words(.0))]
     Failed(Arc<kube::Error>),
@@ -70,9 +71,8 @@ impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Lookup<K, V> {
 
     /// The answer of `ask`, or that of an equal question that is still to be asked.
     ///
-    /// Takes at most twice the time-out: for the question that is under way, and for the one
-    /// after it.
-    pub async fn run<F>(&self, key: K, ask: F) -> Result<V, LookupError>
+    /// Waits until `deadline` at most. The question goes on for those who came later.
+    pub async fn run<F>(&self, key: K, deadline: Instant, ask: F) -> Result<V, LookupError>
     where
         F: Future<Output = Result<V, kube::Error>> + Send + 'static,
     {
@@ -84,7 +84,10 @@ impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Lookup<K, V> {
             key,
             answer: answer.clone(),
         };
-        answer.await
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(LookupError::TimedOut),
+        }
     }
 
     fn join_or_ask<F>(&self, key: K, ask: F) -> Pending<V>
@@ -107,7 +110,7 @@ impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Lookup<K, V> {
             asked.inc();
             match tokio::time::timeout(timeout, ask).await {
                 Ok(answer) => answer.map_err(|error| LookupError::Failed(error.into())),
-                Err(_) => Err(LookupError::TimedOut(timeout)),
+                Err(_) => Err(LookupError::TimedOut),
             }
         };
         let answer = answer.boxed().shared();
@@ -122,7 +125,7 @@ impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Lookup<K, V> {
 
 const POISONED: &str = "no one panics while the map of questions is locked";
 
-/// Takes a question off the map when one of those who waited for it is done.
+/// Takes a question off the map when it is answered, or when nobody waits for it any more.
 struct Forget<'a, K: Eq + Hash, V: Clone> {
     lookup: &'a Lookup<K, V>,
     key: K,
@@ -133,7 +136,10 @@ impl<K: Eq + Hash, V: Clone> Drop for Forget<'_, K, V> {
     fn drop(&mut self) {
         let mut pending = self.lookup.pending.lock().expect(POISONED);
         let latest = pending.get(&self.key);
-        if latest.is_some_and(|question| question.answer.ptr_eq(&self.answer)) {
+        let is_latest = latest.is_some_and(|question| question.answer.ptr_eq(&self.answer));
+        // The map's own and this one are left when nobody else waits.
+        let is_last = self.answer.strong_count().is_none_or(|count| count <= 2);
+        if is_latest && (is_last || self.answer.peek().is_some()) {
             pending.remove(&self.key);
         }
     }
@@ -144,6 +150,10 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
     use tokio::sync::Semaphore;
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
 
     fn lookup() -> Lookup<&'static str, usize> {
         Lookup::new(Duration::from_secs(2), Counter::default())
@@ -166,10 +176,10 @@ mod tests {
     async fn requests_that_wait_together_share_one_question() {
         let lookup = lookup();
         let (asked, may_answer) = (Arc::default(), Arc::new(Semaphore::new(0)));
-        let requests = (0..5).map(|_| lookup.run("a", ask(&asked, &may_answer)));
+        let requests = (0..5).map(|_| lookup.run("a", later(), ask(&asked, &may_answer)));
         let mut all = futures::future::join_all(requests);
         assert!(futures::poll!(&mut all).is_pending());
-        let other = lookup.run("b", ask(&asked, &may_answer));
+        let other = lookup.run("b", later(), ask(&asked, &may_answer));
 
         may_answer.add_permits(3);
         // The first was on its way when the others came.
@@ -183,10 +193,10 @@ mod tests {
     async fn answer_is_never_older_than_the_request() {
         let lookup = lookup();
         let (asked, may_answer) = (Arc::default(), Arc::new(Semaphore::new(0)));
-        let mut first = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        let mut first = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
         assert!(futures::poll!(&mut first).is_pending(), "it is on its way");
-        let mut second = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
-        let mut third = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        let mut second = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
+        let mut third = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
         assert!(futures::poll!(&mut second).is_pending());
         assert!(futures::poll!(&mut third).is_pending());
         assert_eq!(asked.load(Ordering::Relaxed), 1, "one at a time");
@@ -202,11 +212,11 @@ mod tests {
     async fn silence_ends_in_an_error_for_all_who_wait() {
         let lookup = lookup();
         let (one, two) = tokio::join!(
-            lookup.run("a", std::future::pending()),
-            lookup.run("a", std::future::pending())
+            lookup.run("a", later(), std::future::pending()),
+            lookup.run("a", later(), std::future::pending())
         );
         for answer in [one, two] {
-            assert!(matches!(answer, Err(LookupError::TimedOut(_))));
+            assert!(matches!(answer, Err(LookupError::TimedOut)));
         }
         assert!(lookup.pending.lock().unwrap().is_empty());
     }
@@ -215,16 +225,35 @@ mod tests {
     async fn request_that_goes_away_holds_up_nobody() {
         let lookup = lookup();
         let (asked, may_answer) = (Arc::default(), Arc::new(Semaphore::new(0)));
-        let mut gone = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        let mut gone = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
         assert!(futures::poll!(&mut gone).is_pending());
-        let mut waiting = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
-        let mut joined = Box::pin(lookup.run("a", ask(&asked, &may_answer)));
+        let mut waiting = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
+        let mut joined = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
         assert!(futures::poll!(&mut waiting).is_pending());
         assert!(futures::poll!(&mut joined).is_pending());
 
         drop(gone);
         drop(waiting);
+        let mut late = Box::pin(lookup.run("a", later(), ask(&asked, &may_answer)));
+        assert!(futures::poll!(&mut late).is_pending());
         may_answer.add_permits(2);
         assert_eq!(joined.await.unwrap(), 1);
+        assert_eq!(
+            late.await.unwrap(),
+            1,
+            "it shares the question that others left"
+        );
+        assert!(lookup.pending.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_until_the_deadline() {
+        let lookup = lookup();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let begin = Instant::now();
+        let answer = lookup.run("a", deadline, std::future::pending()).await;
+        assert!(matches!(answer, Err(LookupError::TimedOut)));
+        assert_eq!(begin.elapsed(), Duration::from_secs(1));
+        assert!(lookup.pending.lock().unwrap().is_empty());
     }
 }

@@ -1,9 +1,8 @@
 //! The admission webhook: TLS in front, a decision in the middle, an AdmissionReview out.
 //!
 //! Stateless, any number of replicas. Nothing in here calls EC2, and a request waits for the
-//! API server in two cases only: its service account is so new that the watch has not brought
-//! it, or no policy that the watch has brought selects the pod, which is then confirmed. A
-//! dry run is answered as any other request, because an answer leaves no trace.
+//! API server only to have confirmed that no policy selects its pod, or that the pod is
+//! refused. A dry run is answered as any other request, because an answer leaves no trace.
 
 pub mod body;
 pub mod cluster;

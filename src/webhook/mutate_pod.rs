@@ -1,11 +1,13 @@
 //! `/mutate-v1-pod`: what a pod lacks at its creation.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+
+use tokio::time::Instant;
 
 use super::Webhook;
 use super::body::JsonBody;
@@ -13,12 +15,17 @@ use super::cluster::Unknown;
 use super::messages;
 use super::patch::encoded_patch;
 use super::review::{self, Answer, Refusal, Request, Unreadable};
+use crate::api::names::NEVER_ENFORCED;
 use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{Decision, NamespacePolicies, Pod, ServiceAccount, decide};
 
+/// How long a request waits for the API server, which itself waits 5 s for us (the time-out in
+/// our manifests).
+const PATIENCE: Duration = Duration::from_secs(4);
+
 /// Answers one AdmissionReview.
 pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, JsonBody(body): JsonBody) -> Response {
-    let begin = Instant::now();
+    let begin = std::time::Instant::now();
     let response = match review::read::<Pod<'_>>(&body) {
         Ok(request) => {
             let answer = webhook.answer(&request).await;
@@ -70,49 +77,60 @@ impl Webhook {
         }
     }
 
-    /// Decides by what is known. That no policy selects the pod is never said from memory
-    /// alone: a policy may have been created a moment ago, together with the pod.
+    /// Decides by what is known. Only that a pod is selected is said from memory: that none
+    /// selects it, or that it is refused, is confirmed, for a policy may have been created or
+    /// mended a moment ago, together with the pod.
     async fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Result<Answer, Unknown> {
         let cluster = &self.cluster;
         let known = cluster.known_policies(namespace).unwrap_or_default();
-        let account = pod.service_account_name();
-        let labels = match cluster.known_service_account(namespace, account) {
-            Some(labels) => Some(labels),
-            None => self.ask_service_account(namespace, pod, &known).await?,
-        };
-        let decision = decide(pod, &known, service_account(&labels), self.settings);
-        if !decision.policies.is_empty() || decision.denial.is_some() {
-            return Ok(self.answer_with(namespace, pod, &decision));
-        }
-        let now = match cluster.ask_policies(namespace).await {
-            Ok(now) => now.unwrap_or_default(),
-            // As the API server does it when we can't be asked ourselves: only where
-            // policies are does a pod have to wait.
-            Err(unknown) if known.is_empty() && !cluster.is_enforced(namespace) => {
-                self.metrics.admission.unconfirmed.inc();
-                tracing::warn!(namespace, %unknown, "pod let in without confirmation");
+        let labels = cluster.known_service_account(namespace, pod.service_account_name());
+        if labels.is_some() || !known.ask_for_service_account(pod.labels()) {
+            let labels = labels.clone().unwrap_or_default();
+            let account = ServiceAccount::Labels(&labels);
+            let decision = decide(pod, &known, account, self.settings);
+            if !decision.policies.is_empty() && decision.denial.is_none() {
                 return Ok(self.answer_with(namespace, pod, &decision));
             }
-            Err(unknown) => return Err(unknown),
+        }
+        match self.decide_by_asking(namespace, pod).await {
+            Err(unknown) if self.may_start_unconfirmed(namespace, &known) => {
+                self.metrics.admission.unconfirmed.inc();
+                tracing::warn!(namespace, %unknown, "pod let in without confirmation");
+                Ok(Answer::allowed(None, Vec::new()))
+            }
+            decided => decided,
+        }
+    }
+
+    /// Decides by what the API server says now.
+    async fn decide_by_asking(&self, namespace: &str, pod: &Pod<'_>) -> Result<Answer, Unknown> {
+        let (cluster, deadline) = (&self.cluster, Instant::now() + PATIENCE);
+        let policies = cluster.ask_policies(namespace, deadline).await?;
+        let policies = policies.unwrap_or_default();
+        let labels = if policies.ask_for_service_account(pod.labels()) {
+            let name = pod.service_account_name();
+            cluster
+                .ask_service_account(namespace, name, deadline)
+                .await?
+        } else {
+            Some(ServiceAccountLabels::default())
         };
-        let labels = self.ask_service_account(namespace, pod, &now).await?;
-        let decision = decide(pod, &now, service_account(&labels), self.settings);
+        let account = match &labels {
+            Some(labels) => ServiceAccount::Labels(labels),
+            None => ServiceAccount::Missing,
+        };
+        let decision = decide(pod, &policies, account, self.settings);
         Ok(self.answer_with(namespace, pod, &decision))
     }
 
-    /// The labels of the pod's service account as the API server has them, if any policy's
-    /// answer hangs on them; `None` if one does and there is no such account.
-    async fn ask_service_account(
-        &self,
-        namespace: &str,
-        pod: &Pod<'_>,
-        policies: &NamespacePolicies,
-    ) -> Result<Option<ServiceAccountLabels>, Unknown> {
-        if !policies.ask_for_service_account(pod.labels()) {
-            return Ok(Some(ServiceAccountLabels::default()));
-        }
-        let name = pod.service_account_name();
-        self.cluster.ask_service_account(namespace, name).await
+    /// Whether a pod starts although the API server can't be asked: as the API server itself
+    /// does it when we can't be asked, only where policies are does a pod have to wait.
+    fn may_start_unconfirmed(&self, namespace: &str, known: &NamespacePolicies) -> bool {
+        let cluster = &self.cluster;
+        NEVER_ENFORCED.contains(&namespace)
+            || known.is_empty()
+                && cluster.out_of_sync().is_empty()
+                && !cluster.is_enforced(namespace)
     }
 
     fn answer_with(&self, namespace: &str, pod: &Pod<'_>, decision: &Decision<'_>) -> Answer {
@@ -156,15 +174,6 @@ impl Webhook {
     }
 }
 
-fn service_account(
-    labels: &Option<ServiceAccountLabels>,
-) -> ServiceAccount<'_, ServiceAccountLabels> {
-    match labels {
-        Some(labels) => ServiceAccount::Labels(labels),
-        None => ServiceAccount::Missing,
-    }
-}
-
 /// Refuses what a wrong webhook configuration sends here.
 fn expect_pod(request: &Request<'_, Pod<'_>>) -> Result<(), Refusal> {
     let (kind, resource) = (&request.kind, &request.resource);
@@ -187,4 +196,147 @@ fn expect_pod(request: &Request<'_, Pod<'_>>) -> Result<(), Refusal> {
         resource.resource.as_str(),
         request.sub_resource(),
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Settings;
+    use crate::webhook::cluster::{EnforcedNamespaces, Feed, Policies, policy_resource};
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use kube::api::DynamicObject;
+    use serde_json::{Value, json};
+    use std::convert::Infallible;
+
+    /// A webhook whose API server gives this answer, or none, to whatever it is asked.
+    fn webhook(answer: Option<Value>) -> Arc<Webhook> {
+        let service = tower::service_fn(move |_: Request<kube::client::Body>| {
+            let answer = answer.clone();
+            async move {
+                match answer {
+                    Some(answer) => {
+                        Ok::<_, Infallible>(Response::new(Body::from(answer.to_string())))
+                    }
+                    None => std::future::pending().await,
+                }
+            }
+        });
+        let client = kube::Client::new(service, "default");
+        Arc::new(Webhook::new(client, Settings::default()))
+    }
+
+    fn spec() -> Value {
+        json!({
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "securityGroups": {"groupIds": ["sg-0123abcd"]}
+        })
+    }
+
+    /// Lets the watches bring a policy, and the label of the namespace.
+    fn know(webhook: &Webhook, namespace: &str, has_policy: bool, is_enforced: bool) {
+        let mut known = std::collections::HashSet::new();
+        if is_enforced {
+            known.insert(namespace.into());
+        }
+        EnforcedNamespaces(&webhook.cluster).reset(known);
+        crate::webhook::cluster::ServiceAccounts(&webhook.cluster).reset(Default::default());
+        Policies(&webhook.cluster).reset(Default::default());
+        if has_policy {
+            let policy = DynamicObject::new("database", &policy_resource()).within(namespace);
+            Policies(&webhook.cluster).apply(policy.data(json!({ "spec": spec() })));
+        }
+    }
+
+    async fn ask(webhook: &Arc<Webhook>, namespace: &str, labels: Value, grace: i64) -> Value {
+        let review = json!({
+            "apiVersion": "admission.k8s.io/v1",
+            "kind": "AdmissionReview",
+            "request": {
+                "uid": "1",
+                "kind": {"group": "", "version": "v1", "kind": "Pod"},
+                "resource": {"group": "", "version": "v1", "resource": "pods"},
+                "namespace": namespace,
+                "operation": "CREATE",
+                "object": {
+                    "metadata": {"name": "web", "labels": labels},
+                    "spec": {
+                        "containers": [{"name": "web"}],
+                        "terminationGracePeriodSeconds": grace
+                    }
+                }
+            }
+        });
+        let body = JsonBody(review.to_string().into());
+        let response = mutate_pod(State(webhook.clone()), body).await;
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        serde_json::from_slice::<Value>(&body).unwrap()["response"].take()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_api_server_keeps_pods_waiting_only_where_policies_are() {
+        for (namespace, has_policy, is_enforced, allowed) in [
+            ("shop", false, false, true),
+            ("shop", true, false, false),
+            ("shop", false, true, false),
+            ("kube-system", true, true, true),
+            ("sgp-system", true, true, true),
+        ] {
+            let webhook = webhook(None);
+            know(&webhook, namespace, has_policy, is_enforced);
+            let begin = Instant::now();
+            let response = ask(&webhook, namespace, json!({"app": "other"}), 30).await;
+
+            let case = format!("{namespace} {has_policy} {is_enforced}: {response:#}");
+            assert_eq!(response["allowed"], allowed, "{case}");
+            assert!(begin.elapsed() <= PATIENCE, "{case}");
+            let unconfirmed = webhook.metrics.admission.unconfirmed.get();
+            assert_eq!(unconfirmed, u64::from(allowed), "{case}");
+            if !allowed {
+                assert_eq!(response["status"]["code"], 503);
+                let message = response["status"]["message"].as_str().unwrap();
+                assert!(
+                    message.contains("did not answer in time. Try again"),
+                    "{message}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pod_is_not_let_in_unconfirmed_before_the_watches_are_in_sync() {
+        let response = ask(&webhook(None), "shop", json!({}), 30).await;
+        assert_eq!(response["status"]["code"], 503);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn selected_pod_waits_for_nobody() {
+        let webhook = webhook(None);
+        know(&webhook, "shop", true, true);
+        let begin = Instant::now();
+        let response = ask(&webhook, "shop", json!({"app": "web"}), 30).await;
+        assert!(response["patch"].is_string(), "{response:#}");
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn policy_that_the_watch_has_not_brought_yet_counts() {
+        let list = json!({
+            "metadata": {},
+            "items": [{"metadata": {"name": "database"}, "spec": spec()}]
+        });
+        let webhook = webhook(Some(list));
+        know(&webhook, "shop", false, false);
+        let response = ask(&webhook, "shop", json!({"app": "web"}), 30).await;
+        assert!(response["patch"].is_string(), "{response:#}");
+    }
+
+    #[tokio::test]
+    async fn pod_is_not_refused_by_a_policy_that_is_gone() {
+        let webhook = webhook(Some(json!({"metadata": {}, "items": []})));
+        know(&webhook, "shop", true, true);
+        let response = ask(&webhook, "shop", json!({"app": "web"}), 0).await;
+        assert_eq!(response["allowed"], true, "{response:#}");
+        assert!(response.get("patch").is_none());
+    }
 }

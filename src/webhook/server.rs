@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -29,12 +30,18 @@ use crate::accept::accept;
 /// system calls of an AdmissionReview.
 const READ_AT_ONCE: usize = 16 * 1024 + 256;
 
+/// What a client has for the rest of its handshake once the server ends.
+const LAST_HANDSHAKE: Duration = Duration::from_millis(500);
+
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Bounds of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at a time; more wait in the kernel's backlog.
     pub connections: usize,
-    /// From a connection's first byte to the end of its TLS handshake.
+    /// From a connection's start to its first byte, and from there to the end of its TLS
+    /// handshake.
     pub handshake: Duration,
     /// From one HTTP/1.1 request's end to the end of the next one's headers. Longer than the
     /// API server keeps idle connections (90 s), so that it never meets one that we close.
@@ -126,27 +133,31 @@ struct Server {
 }
 
 impl Server {
-    async fn connection(
-        mut self,
-        stream: TcpStream,
-        watcher: Watcher,
-        _place: OwnedSemaphorePermit,
-    ) {
+    async fn connection(self, stream: TcpStream, watcher: Watcher, _place: OwnedSemaphorePermit) {
         let limits = self.limits;
         // Answers are small and waited for.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection lost");
             return;
         }
-        let stream = BufReader::with_capacity(READ_AT_ONCE, stream);
+        let mut stream = BufReader::with_capacity(READ_AT_ONCE, stream);
+        if !self.speaks(&mut stream, limits.handshake, b"").await {
+            return tracing::debug!("connection without a handshake");
+        }
         let handshake = tokio::time::timeout(limits.handshake, self.tls.accept(stream));
-        let mut stream = match handshake.await {
+        let handshake = tokio::select! {
+            handshake = handshake => handshake,
+            () = self.ending_since(LAST_HANDSHAKE) => return,
+        };
+        let mut stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => return tracing::debug!("TLS handshake took too long"),
         };
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        if !self.speaks(&mut stream, is_http2).await {
+        // Clients send the preface in one piece, and hyper would wait for it without a limit.
+        let opening: &[u8] = if is_http2 { HTTP2_PREFACE } else { b"" };
+        if !self.speaks(&mut stream, limits.header, opening).await {
             return tracing::debug!("connection without a request");
         }
         let service = service_fn(|request| answer(self.router.clone(), request, limits.request));
@@ -166,29 +177,46 @@ impl Server {
             builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits.header);
-            watcher
-                .watch(builder.serve_connection(stream, service))
-                .await
+            let mut connection = builder.serve_connection(stream, service);
+            // The request that is there is read before anything tells the connection to end.
+            match futures::poll!(&mut connection) {
+                Poll::Ready(ended) => ended,
+                Poll::Pending => watcher.watch(connection).await,
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended early");
         }
     }
 
-    /// Waits for the client's first bytes, which hyper would do without a limit of time. Of
-    /// HTTP/2 that is the whole preface, which clients send in one piece.
-    async fn speaks(&mut self, stream: &mut (impl AsyncBufRead + Unpin), is_http2: bool) -> bool {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let first = tokio::time::timeout(self.limits.header, stream.fill_buf());
+    /// Waits for the client's first bytes, which have to be this opening. A client that says
+    /// nothing while the server ends has nothing to lose.
+    async fn speaks(
+        &self,
+        stream: &mut (impl AsyncBufRead + Unpin),
+        within: Duration,
+        opening: &[u8],
+    ) -> bool {
+        let first = tokio::time::timeout(within, stream.fill_buf());
         tokio::select! {
             biased;
             first = first => match first {
-                Ok(Ok(bytes)) if is_http2 => bytes.starts_with(PREFACE),
-                Ok(Ok(bytes)) => !bytes.is_empty(),
+                Ok(Ok(bytes)) => !bytes.is_empty() && bytes.starts_with(opening),
                 Ok(Err(_)) | Err(_) => false,
             },
-            _ = self.is_ending.wait_for(|is_ending| *is_ending) => false,
+            () = self.ending_since(Duration::ZERO) => false,
         }
+    }
+
+    /// Ends so long after the server's end has begun.
+    async fn ending_since(&self, grace: Duration) {
+        // The sender lives as long as the server.
+        let _ = self
+            .is_ending
+            .clone()
+            .wait_for(|is_ending| *is_ending)
+            .await;
+        tokio::time::sleep(grace).await;
     }
 }
 

@@ -77,11 +77,15 @@ async fn follow_while_defined<K: Debug, F: Feed<K>>(
             Ok(Event::InitDone) => feed.reset(std::mem::take(&mut listed)),
             Ok(Event::Apply(object)) => feed.apply(object),
             Ok(Event::Delete(object)) => feed.delete(&object),
-            Err(watcher::Error::InitialListFailed(error)) if is_not_found(&error) => {
-                return feed.undefined();
-            }
-            Err(watcher::Error::WatchStartFailed(error)) if is_not_found(&error) => return,
-            Err(error) => feed.failed(&error),
+            Err(error) => match &error {
+                watcher::Error::InitialListFailed(cause) if is_not_found(cause) => {
+                    return feed.undefined(&error);
+                }
+                watcher::Error::WatchStartFailed(cause) if is_not_found(cause) => {
+                    return feed.failed(&error);
+                }
+                _ => feed.failed(&error),
+            },
         }
     }
 }

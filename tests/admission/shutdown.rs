@@ -1,17 +1,22 @@
 //! The end of a webhook: requests that run are answered.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use sgp::dev::control_plane::free_port;
+use rcgen::{CertifiedKey, KeyPair};
+use rustix::process::{Pid, Signal, kill_process};
+use sgp::dev::control_plane::{Process, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::{DEFAULT, eventually};
 use crate::https::{Version, block_on, connect_trusting};
 
-#[test]
-fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
-    let port = free_port().unwrap();
-    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+/// A webhook beside the sandbox's own, and the folder of its certificate.
+fn second_webhook(
+    port: u16,
+    pair: &CertifiedKey<KeyPair>,
+    name: &str,
+) -> (Process, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
     std::fs::write(&certificate, pair.cert.pem()).unwrap();
@@ -20,16 +25,31 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sgp"));
     command
         .arg("webhook")
-        .arg(format!("--listen=127.0.0.1:{port}"));
-    command
+        .arg(format!("--listen=127.0.0.1:{port}"))
         .arg("--tls-cert")
         .arg(certificate)
         .arg("--tls-key")
-        .arg(key);
-    command.arg("--kubeconfig").arg(control_plane.kubeconfig());
-    let mut webhook = control_plane.spawn("second-webhook", command).unwrap();
+        .arg(key)
+        .arg("--kubeconfig")
+        .arg(control_plane.kubeconfig());
+    let webhook = control_plane.spawn(name, command).unwrap();
+    eventually("the second webhook", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    (webhook, folder)
+}
+
+fn terminate(webhook: &Process) {
+    let id = Pid::from_raw(webhook.id().cast_signed()).unwrap();
+    kill_process(id, Signal::TERM).unwrap();
+}
+
+#[test]
+fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
+    let port = free_port().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook");
     let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
-    eventually("the second webhook", || connect().ok());
 
     let review = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
         "uid": "1", "operation": "UPDATE", "object": {},
@@ -48,8 +68,7 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
         stream.read_exact(&mut asks).await.unwrap();
         assert_eq!(&asks, b"HTTP/1.1 100 Continue\r\n\r\n");
 
-        let id = rustix::process::Pid::from_raw(webhook.id().cast_signed()).unwrap();
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        terminate(&webhook);
         eventually("the port to be closed", || connect().err());
         assert!(
             webhook.try_wait().unwrap().is_none(),
@@ -65,4 +84,27 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
     });
     let status = eventually("the process to end", || webhook.try_wait().unwrap());
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn connections_without_a_request_do_not_hold_up_the_end() {
+    let port = free_port().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook");
+    let silent = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    block_on(async {
+        let http1 = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
+        let http2 = connect_trusting(&pair.cert.pem(), port, Version::Http2).await;
+        let begin = Instant::now();
+        terminate(&webhook);
+        let status = eventually("the process to end", || webhook.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+        // Well below the limits of a handshake and of running requests.
+        assert!(
+            begin.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            begin.elapsed()
+        );
+        drop((http1, http2, silent));
+    });
 }
