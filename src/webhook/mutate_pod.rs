@@ -6,7 +6,6 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-
 use tokio::time::Instant;
 
 use super::Webhook;
@@ -84,8 +83,9 @@ impl Webhook {
         let cluster = &self.cluster;
         let known = cluster.known_policies(namespace).unwrap_or_default();
         let labels = cluster.known_service_account(namespace, pod.service_account_name());
-        if labels.is_some() || !known.ask_for_service_account(pod.labels()) {
-            let labels = labels.clone().unwrap_or_default();
+        let is_account_known = labels.is_some() || !known.ask_for_service_account(pod.labels());
+        if is_account_known {
+            let labels = labels.unwrap_or_default();
             let account = ServiceAccount::Labels(&labels);
             let decision = decide(pod, &known, account, self.settings);
             if !decision.policies.is_empty() && decision.denial.is_none() {
