@@ -1,4 +1,4 @@
-//! What a label key and a label value may look like.
+//! What a label key, a label value and an object's name may look like.
 //!
 //! The same strings pass as with Kubernetes: one that only we refused would make a
 //! working policy invalid, one that only we let through would select nothing and never

@@ -1,5 +1,4 @@
-//! What the webhook knows of the cluster: indexes fed by watches, and bounded live lookups
-//! for what they have not seen yet.
+//! What the webhook knows of the cluster, from watches, and what it asks the API server live.
 //!
 //! What the watches have brought may be a moment old. What is known is told apart from what
 //! the API server says when it is asked, and only the latter can say that something is not
