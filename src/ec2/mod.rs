@@ -1,9 +1,12 @@
 //! Amazon EC2 as this crate sees it.
 //!
+//! * [`calls`]: the calls that are made, as a trait, and [`error`], how they fail.
 //! * [`instance_limits`]: how many interfaces an instance type carries.
 //! * [`simulator`]: a server that stands in for EC2, for development and tests.
 //!
 //! Nothing here knows of pods or policies.
 
+pub mod calls;
+pub mod error;
 pub mod instance_limits;
 pub mod simulator;
