@@ -11,6 +11,7 @@ mod node;
 mod plan;
 #[cfg(test)]
 mod simulation;
+pub mod view;
 mod vlan;
 
 pub use node::{
