@@ -27,6 +27,7 @@
 pub mod accept;
 pub mod allocator;
 pub mod api;
+pub mod api_server;
 pub mod cli;
 pub mod dev;
 pub mod ec2;

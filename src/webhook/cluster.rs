@@ -10,23 +10,21 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
-use kube::api::{Api, DynamicObject, ListParams};
-use kube::core::{ApiResource, PartialObjectMeta};
+use kube::api::{Api, DynamicObject};
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use prometheus_client::metrics::counter::Counter;
-use serde::Deserialize;
-use serde_json::Value;
 use thiserror::Error;
 use tokio::time::Instant;
 
 use super::lookup::{Lookup, LookupError};
-use crate::api::SecurityGroupPolicy;
 use crate::api::names::ENFORCE_LABEL;
+use crate::api_server::policies::{list_policies, parse_policy};
+use crate::api_server::{Feed, is_not_found};
 use crate::policy::label_syntax::is_object_name;
 use crate::policy::service_accounts::ServiceAccountLabels;
-use crate::policy::{NamespacePolicies, Policy, PolicyIndex, ServiceAccountIndex};
+use crate::policy::{NamespacePolicies, PolicyIndex, ServiceAccountIndex};
 use crate::telemetry::metrics::{LookupMetrics, WatchMetrics};
 
 /// How long the API server may take for one question. What a request waits for all of its
@@ -46,17 +44,6 @@ pub struct Cluster {
     policy_lookup: Lookup<String, Option<Arc<NamespacePolicies>>>,
     service_account_lookup: Lookup<(String, String), Option<ServiceAccountLabels>>,
     watch_metrics: WatchMetrics,
-}
-
-/// The resource of SecurityGroupPolicies, read object by object as raw JSON so that one that
-/// can't be read does not hide the others.
-pub(super) fn policy_resource() -> ApiResource {
-    ApiResource::erase::<SecurityGroupPolicy>(&())
-}
-
-/// Parses a policy as it is stored.
-fn parse_policy(object: &DynamicObject) -> Result<Policy, crate::policy::InvalidPolicy> {
-    Policy::parse(&object.name_any(), &object.data["spec"])
 }
 
 /// The API server could not be asked.
@@ -174,49 +161,6 @@ impl Cluster {
     }
 }
 
-/// A page of policies, of which only names and specs are read.
-#[derive(Deserialize)]
-struct PolicyPage {
-    #[serde(default)]
-    metadata: ListMeta,
-    items: Vec<StoredPolicy>,
-}
-
-#[derive(Deserialize)]
-struct StoredPolicy {
-    metadata: StoredName,
-    #[serde(default)]
-    spec: Value,
-}
-
-#[derive(Deserialize)]
-struct StoredName {
-    name: String,
-}
-
-/// All policies of a namespace, consistently: without a resource version the API server
-/// never answers from a cache that lags behind.
-async fn list_policies(client: &Client, namespace: &str) -> kube::Result<PolicyIndex> {
-    let mut index = PolicyIndex::default();
-    let path = DynamicObject::url_path(&policy_resource(), Some(namespace));
-    let mut parameters = ListParams::default().limit(250);
-    loop {
-        let request = kube::core::Request::new(&path).list(&parameters);
-        let request = request.map_err(kube::Error::BuildRequest)?;
-        let page: PolicyPage = client.request(request).await?;
-        for stored in page.items {
-            index.apply(
-                namespace,
-                Policy::parse(&stored.metadata.name, &stored.spec),
-            );
-        }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => return Ok(index),
-        }
-    }
-}
-
 impl Cluster {
     fn note_failure(&self, resource: &str, failures: &Counter, error: &watcher::Error) {
         failures.inc();
@@ -226,29 +170,6 @@ impl Cluster {
 
 /// A panic while an index is written leaves it in an unknown state; the process must end.
 const POISONED: &str = "no index writer panics";
-
-/// Whether the API server says that it does not know the resource or the object.
-pub(super) fn is_not_found(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
-}
-
-/// What a watch feeds.
-pub(super) trait Feed<K> {
-    /// What is known of all objects.
-    type Index: Default;
-    /// Puts an object of a list into the index that the list will make.
-    fn add(index: &mut Self::Index, object: K);
-    /// A new or changed object.
-    fn apply(&self, object: K);
-    /// An object that is gone.
-    fn delete(&self, object: &K);
-    /// All objects that there are.
-    fn reset(&self, index: Self::Index);
-    /// The API server does not know the resource.
-    fn undefined(&self, error: &watcher::Error);
-    /// The watch failed and is started again.
-    fn failed(&self, error: &watcher::Error);
-}
 
 /// The SecurityGroupPolicies of a cluster.
 pub(super) struct Policies<'a>(pub(super) &'a Cluster);
@@ -409,10 +330,12 @@ impl Feed<PartialObjectMeta<Namespace>> for EnforcedNamespaces<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api_server::policies::policy_resource;
     use crate::policy::labels::Labels;
     use crate::telemetry::metrics::Metrics;
     use axum::body::Body;
     use axum::http::{Request, Response, StatusCode};
+    use serde_json::Value;
     use serde_json::json;
     use std::convert::Infallible;
     use std::sync::Mutex;

@@ -1,21 +1,14 @@
 //! The watches that keep [`Cluster`] up to date. They never end by themselves.
 
-use std::fmt::Debug;
-use std::time::Duration;
-
-use futures::{Stream, StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::Api;
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event, ExponentialBackoff};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
+use kube::runtime::watcher as watch_objects;
+use kube::runtime::watcher;
 
-use super::cluster::{
-    Cluster, EnforcedNamespaces, Feed, Policies, ServiceAccounts, is_not_found, policy_resource,
-};
-
-/// How soon it is asked again whether a resource is defined by now.
-const UNDEFINED_PAUSE: Duration = Duration::from_millis(500);
+use super::cluster::{Cluster, EnforcedNamespaces, Policies, ServiceAccounts};
+use crate::api_server::follow;
+use crate::api_server::policies::policy_resource;
 
 /// Runs all watches.
 pub async fn run(cluster: &Cluster, client: kube::Client) {
@@ -38,58 +31,6 @@ pub async fn run(cluster: &Cluster, client: kube::Client) {
     );
 }
 
-/// Short enough that an API server that comes back is noticed within seconds.
-fn backoff() -> ExponentialBackoff {
-    let longest = Duration::from_secs(3);
-    let builder = backon::ExponentialBuilder::default().with_min_delay(longest / 16);
-    builder
-        .with_max_delay(longest)
-        .without_max_times()
-        .with_jitter()
-        .into()
-}
-
-/// Feeds the index from one watch after another.
-async fn follow<K: Debug, S>(feed: impl Feed<K>, watch: impl Fn() -> S)
-where
-    S: Stream<Item = watcher::Result<Event<K>>> + Send,
-{
-    loop {
-        // A watch whose resource went away begins anew with a list: going on where it was,
-        // it would never learn what came and went meanwhile.
-        follow_while_defined(&feed, watch()).await;
-        tokio::time::sleep(UNDEFINED_PAUSE).await;
-    }
-}
-
-async fn follow_while_defined<K: Debug, F: Feed<K>>(
-    feed: &F,
-    events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
-) {
-    let events = events.backoff(backoff());
-    pin_mut!(events);
-    let mut listed = F::Index::default();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => listed = F::Index::default(),
-            // Only what the index keeps stays in memory, not the objects of a whole cluster.
-            Ok(Event::InitApply(object)) => F::add(&mut listed, object),
-            Ok(Event::InitDone) => feed.reset(std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => feed.apply(object),
-            Ok(Event::Delete(object)) => feed.delete(&object),
-            Err(error) => match &error {
-                watcher::Error::InitialListFailed(cause) if is_not_found(cause) => {
-                    return feed.undefined(&error);
-                }
-                watcher::Error::WatchStartFailed(cause) if is_not_found(cause) => {
-                    return feed.failed(&error);
-                }
-                _ => feed.failed(&error),
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +41,7 @@ mod tests {
     use std::collections::VecDeque;
     use std::convert::Infallible;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     /// One answer of a scripted API server to the watch of policies.
     enum Script {
