@@ -7,13 +7,18 @@
 //!
 //! Pure: nothing in here makes a call, reads a clock or sleeps.
 
+mod cluster;
 pub mod cooldown;
 mod node;
+mod objects;
 mod plan;
+mod retry;
 #[cfg(test)]
 mod simulation;
+mod state;
 pub mod view;
 mod vlan;
+mod watches;
 
 pub use node::{
     AssociationId, Branch, BranchId, DesiredNode, DesiredPod, ObservedNode, PodUid, Subject, Trunk,

@@ -1,5 +1,6 @@
 //! One node as it should be and as it is.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ macro_rules! text_id {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-        pub struct $name(Box<str>);
+        pub struct $name(Cow<'static, str>);
 
         impl $name {
             /// The id as text.
@@ -22,7 +23,7 @@ macro_rules! text_id {
 
         impl From<&str> for $name {
             fn from(id: &str) -> Self {
-                Self(id.into())
+                Self(Cow::Owned(id.to_owned()))
             }
         }
     )*};
@@ -37,6 +38,16 @@ text_id! {
     BranchId;
     /// The id of a branch's association with its trunk.
     AssociationId;
+}
+
+impl AssociationId {
+    /// EC2 lists a branch as associated without saying under which id.
+    pub const UNKNOWN: Self = Self(Cow::Borrowed(""));
+
+    /// Whether it is an id.
+    pub fn is_known(&self) -> bool {
+        !self.0.is_empty()
+    }
 }
 
 /// A node as it should be.
@@ -75,6 +86,9 @@ pub struct ObservedNode {
     pub branches: BTreeMap<BranchId, Branch>,
     /// VLAN ids of branches whose creation is under way.
     pub creating: BTreeMap<PodUid, VlanId>,
+    /// VLAN ids of branches that were asked for and have not been seen since: EC2 may show
+    /// them late.
+    pub reserved: BTreeMap<PodUid, VlanId>,
     /// What a call is under way for: nothing else is done with it meanwhile.
     pub busy: BTreeSet<Subject>,
     /// What failed, and when it may be tried again.
@@ -181,6 +195,7 @@ impl ObservedNode {
     /// VLAN ids that no other branch may get.
     pub(super) fn used_vlans(&self) -> BTreeSet<VlanId> {
         let existing = self.branches.values().map(|branch| branch.vlan);
-        existing.chain(self.creating.values().copied()).collect()
+        let coming = self.creating.values().chain(self.reserved.values());
+        existing.chain(coming.copied()).collect()
     }
 }

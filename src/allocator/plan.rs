@@ -295,7 +295,9 @@ impl<'a> Planning<'a> {
                 if count >= desired.branch_limit {
                     break;
                 }
-                let Some(vlan) = VlanId::lowest_free(&used) else {
+                // The same as the last time, so that EC2 takes the call for the same.
+                let reserved = observed.reserved.get(uid).copied();
+                let Some(vlan) = reserved.or_else(|| VlanId::lowest_free(&used)) else {
                     break;
                 };
                 used.insert(vlan);

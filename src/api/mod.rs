@@ -7,10 +7,12 @@
 pub mod cni_node;
 pub mod eni_config;
 pub mod names;
+pub mod pod_eni;
 pub mod security_group_id;
 pub mod security_group_policy;
 
 pub use cni_node::{CNINode, CNINodeSpec};
 pub use eni_config::{ENIConfig, ENIConfigSpec};
+pub use pod_eni::PodEni;
 pub use security_group_id::SecurityGroupId;
 pub use security_group_policy::{SecurityGroupPolicy, SecurityGroupPolicySpec};

@@ -93,6 +93,16 @@ pub struct Resources {
     pub requests: Option<Quantities>,
 }
 
+impl Resources {
+    /// Whether a branch interface is among what the container requests.
+    pub fn request_branch_interface(self) -> bool {
+        [self.limits, self.requests]
+            .into_iter()
+            .flatten()
+            .any(|quantities| quantities.pod_eni.is_some_and(|eni| !eni.is_zero))
+    }
+}
+
 /// The quantity that a decision needs.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub struct Quantities {
@@ -142,12 +152,8 @@ impl Pod<'_> {
     pub fn requests_branch_interface(&self) -> bool {
         let all = [&self.spec.containers, &self.spec.init_containers];
         let containers = all.into_iter().flatten().flatten();
-        let mut quantities = containers
-            .filter_map(|container| container.resources)
-            .flat_map(|resources| [resources.limits, resources.requests]);
-        quantities.any(|quantities| {
-            quantities.is_some_and(|some| some.pod_eni.is_some_and(|eni| !eni.is_zero))
-        })
+        let mut resources = containers.filter_map(|container| container.resources);
+        resources.any(Resources::request_branch_interface)
     }
 
     /// The `resources` of the first container: `Some(None)` if that container has none,

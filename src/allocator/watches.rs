@@ -1,0 +1,144 @@
+//! The watches that keep [`Cluster`](super::cluster::Cluster) up to date. They never end by
+//! themselves.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::cluster::{Change, Of};
+use crate::api::names::{CNI_CONFIG_MAP, CNI_DAEMON_SET, CNI_NAMESPACE};
+use crate::api_server::policies::policy_resource;
+use crate::api_server::{Feed, follow};
+
+/// Pods that have a place on a node and may still use it.
+pub(super) const BOUND_AND_ALIVE: &str =
+    "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed";
+
+/// Runs all watches.
+pub async fn run(client: Client, changes: UnboundedSender<Change>) {
+    let config = watcher::Config::default();
+    let named = |name: &str| config.clone().fields(&format!("metadata.name={name}"));
+    let policies = Api::all_with(client.clone(), &policy_resource());
+    let accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
+    let config_maps = Api::<ConfigMap>::namespaced(client.clone(), CNI_NAMESPACE);
+    let plugins = Api::<DaemonSet>::namespaced(client.clone(), CNI_NAMESPACE);
+    let alive = config.clone().fields(BOUND_AND_ALIVE);
+    let to = &changes;
+    tokio::join!(
+        each(Api::all(client.clone()), alive, "pods", to, Change::Pods),
+        each(
+            Api::all(client.clone()),
+            config.clone(),
+            "nodes",
+            to,
+            Change::Nodes
+        ),
+        each(
+            Api::all(client.clone()),
+            config.clone(),
+            "cninodes",
+            to,
+            Change::CniNodes
+        ),
+        each(
+            Api::all(client),
+            config.clone(),
+            "eniconfigs",
+            to,
+            Change::EniConfigs
+        ),
+        each(
+            policies,
+            config.clone(),
+            "securitygrouppolicies",
+            to,
+            Change::Policies
+        ),
+        each(
+            accounts,
+            config.clone(),
+            "serviceaccounts",
+            to,
+            Change::ServiceAccounts
+        ),
+        each(
+            config_maps,
+            named(CNI_CONFIG_MAP),
+            "configmaps",
+            to,
+            Change::ConfigMaps
+        ),
+        each(
+            plugins,
+            named(CNI_DAEMON_SET),
+            "daemonsets",
+            to,
+            Change::DaemonSets
+        ),
+    );
+}
+
+/// Follows one resource.
+async fn each<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    resource: &'static str,
+    changes: &UnboundedSender<Change>,
+    wrap: fn(Of<K>) -> Change,
+) where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let feed = ToChannel {
+        resource,
+        changes: changes.clone(),
+        wrap,
+    };
+    follow(feed, || watcher(api.clone(), config.clone())).await;
+}
+
+/// Hands on what a watch brings. Whoever reads it may be gone when the process ends.
+struct ToChannel<K> {
+    resource: &'static str,
+    changes: UnboundedSender<Change>,
+    wrap: fn(Of<K>) -> Change,
+}
+
+impl<K> ToChannel<K> {
+    fn send(&self, of: Of<K>) {
+        let _ = self.changes.send((self.wrap)(of));
+    }
+}
+
+impl<K: Clone + Debug> Feed<K> for ToChannel<K> {
+    type Index = Vec<K>;
+
+    fn add(index: &mut Vec<K>, object: K) {
+        index.push(object);
+    }
+
+    fn apply(&self, object: K) {
+        self.send(Of::Apply(object));
+    }
+
+    fn delete(&self, object: &K) {
+        self.send(Of::Delete(object.clone()));
+    }
+
+    fn reset(&self, index: Vec<K>) {
+        self.send(Of::All(index));
+    }
+
+    fn undefined(&self, _: &watcher::Error) {
+        self.send(Of::Undefined);
+    }
+
+    fn failed(&self, error: &watcher::Error) {
+        tracing::warn!(watch = self.resource, %error, "watch failed, starting it again");
+    }
+}
