@@ -171,6 +171,7 @@ pub struct Cluster {
     policies: PolicyIndex,
     service_accounts: ServiceAccountIndex,
     pods_by_node: BTreeMap<String, BTreeSet<PodUid>>,
+    nodes_by_instance: BTreeMap<String, String>,
     complete: [bool; KINDS],
     arrivals: u64,
 }
@@ -189,9 +190,12 @@ impl Cluster {
         }
         match change {
             Change::Pods(of) => self.apply_pods(of, &mut touched),
-            Change::Nodes(of) => apply_named(&mut self.nodes, of, &mut touched, |node| {
-                (node.name().to_owned(), node)
-            }),
+            Change::Nodes(of) => {
+                apply_named(&mut self.nodes, of, &mut touched, |node| {
+                    (node.name().to_owned(), node)
+                });
+                self.index_instances(&touched);
+            }
             Change::CniNodes(of) => {
                 apply_named(&mut self.cni_nodes, of, &mut touched, |object| {
                     (object.name_any(), CniNode { object })
@@ -221,6 +225,21 @@ impl Cluster {
             }
         }
         touched
+    }
+
+    /// The node that is this instance.
+    pub fn node_of(&self, instance_id: &str) -> Option<&NodeObject> {
+        self.nodes.get(self.nodes_by_instance.get(instance_id)?)
+    }
+
+    fn index_instances(&mut self, touched: &Touched) {
+        let is_touched = |name: &String| touched.all || touched.nodes.contains(name);
+        self.nodes_by_instance.retain(|_, name| !is_touched(name));
+        for (name, node) in self.nodes.iter().filter(|(name, _)| is_touched(name)) {
+            if let Some(id) = node.instance_id() {
+                self.nodes_by_instance.insert(id.to_owned(), name.clone());
+            }
+        }
     }
 
     /// The pods that are bound to a node of this name.

@@ -7,8 +7,11 @@
 //!
 //! Pure: nothing in here makes a call, reads a clock or sleeps.
 
+mod calls;
+mod chores;
 mod cluster;
 pub mod cooldown;
+mod messages;
 mod node;
 mod objects;
 mod plan;
