@@ -68,7 +68,8 @@ impl Chore {
                 let finalizers = released.metadata.finalizers.get_or_insert_default();
                 finalizers.retain(|finalizer| finalizer != CNI_NODE_FINALIZER);
                 let api = Api::<CNINode>::all(client.clone());
-                let replaced = api.replace(node, &PostParams::default(), &released);
+                let parameters = PostParams::default();
+                let replaced = api.replace(node, &parameters, &released);
                 ignore(ask_api_server(call, replaced).await, "NotFound")
             }
             Self::Label(value) => {
