@@ -7,7 +7,9 @@
 //!
 //! Pure: nothing in here makes a call, reads a clock or sleeps.
 
+mod candidate;
 pub mod cooldown;
+pub mod election;
 mod node;
 mod plan;
 #[cfg(test)]
