@@ -12,6 +12,8 @@ mod chores;
 mod cluster;
 pub mod cooldown;
 mod messages;
+mod candidate;
+pub mod election;
 mod node;
 mod objects;
 mod plan;
