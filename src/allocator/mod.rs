@@ -7,6 +7,7 @@
 //!
 //! Pure: nothing in here makes a call, reads a clock or sleeps.
 
+pub mod groups;
 mod node;
 mod plan;
 #[cfg(test)]
