@@ -608,6 +608,9 @@ pub(super) mod tests {
         }
         let missing = directory.missing();
         assert_eq!(missing.len(), MOST_AWAITED);
-        assert!(!missing.contains(&"sg-ffffffff".to_owned()), "the oldest goes");
+        assert!(
+            !missing.contains(&"sg-ffffffff".to_owned()),
+            "the oldest goes"
+        );
     }
 }

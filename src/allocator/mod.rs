@@ -12,6 +12,7 @@ mod node;
 mod plan;
 #[cfg(test)]
 mod simulation;
+pub mod socket;
 pub mod view;
 mod vlan;
 

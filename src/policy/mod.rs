@@ -4,6 +4,7 @@
 //! are parsed once ([`compiled`]) and laid out for lookup ([`index`]); a pod is read from
 //! its JSON ([`pod`]) and decided about ([`decision`]).
 
+pub mod availability;
 pub mod compiled;
 pub mod decision;
 pub mod index;
