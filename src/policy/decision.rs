@@ -2,6 +2,7 @@
 //!
 //! The answer carries reasons as data; whoever asked puts them into words.
 
+use super::availability::Availability;
 use super::compiled::{InvalidPolicy, Policy};
 use super::index::NamespacePolicies;
 use super::labels::Labels;
@@ -23,6 +24,8 @@ pub struct Settings {
     pub grace_period: GracePeriodPolicy,
     /// Pods that a policy selects but that can have no branch interface.
     pub unsupported_pods: UnsupportedPodPolicy,
+    /// Pods with security groups that do not exist.
+    pub missing_groups: MissingGroupPolicy,
 }
 
 /// What happens to a pod with security groups that would vanish at once.
@@ -41,6 +44,16 @@ pub enum GracePeriodPolicy {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum UnsupportedPodPolicy {
     /// Leave it as it is, with a warning.
+    #[default]
+    Warn,
+    /// Refuse the pod.
+    Deny,
+}
+
+/// What happens to a pod with security groups that do not exist in the cluster's VPC.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum MissingGroupPolicy {
+    /// Let it in, with a warning; it waits until its groups can be had.
     #[default]
     Warn,
     /// Refuse the pod.
@@ -91,8 +104,21 @@ pub enum Concern<'p> {
     IgnoredPolicy(&'p InvalidPolicy),
     /// A policy names a group that can't exist.
     MalformedGroup(&'p Policy, &'p SecurityGroupId),
+    /// A group does not exist.
+    MissingGroup(&'p SecurityGroupId),
+    /// A group exists in another VPC than the cluster's, so that no pod can have it.
+    GroupElsewhere {
+        /// The group.
+        id: &'p SecurityGroupId,
+        /// The VPC that it is in.
+        vpc_id: &'p str,
+        /// The VPC of the cluster's nodes.
+        cluster_vpc_id: &'p str,
+    },
     /// There are more groups than EC2 takes for one interface.
     TooManyGroups,
+    /// Pods have all branch interfaces of this many nodes, which are all that there are.
+    NoFreeInterface(usize),
     /// The pod can have no branch interface and runs without its groups.
     Unsupported(Unsupported),
     /// The grace period was 0 and has been set.
@@ -119,6 +145,9 @@ pub enum Denial<'p> {
     Unsupported(Unsupported),
     /// These policies ask for labels of its service account, which does not exist.
     MissingServiceAccount(Vec<&'p Policy>),
+    /// Groups of it can't be had, as these concerns say, and the operator wants no such pod to
+    /// wait for them.
+    UnusableGroups(Vec<Concern<'p>>),
 }
 
 /// Decides about a pod at its creation in the namespace of `policies`.
@@ -163,6 +192,7 @@ fn decide_by_valid<'p, L: Labels + ?Sized>(
     } else if !decision.policies.is_empty() {
         decision.decide_branch_interface(pod, settings);
     }
+    decision.decide_unusable_groups(settings);
     decision
 }
 
@@ -180,6 +210,47 @@ impl<'p> Decision<'p> {
         }
         if self.group_ids.len() > GROUPS_PER_INTERFACE {
             self.concerns.push(Concern::TooManyGroups);
+        }
+    }
+
+    /// Whether the pod is let in and is to have its groups.
+    pub fn gives_groups(&self) -> bool {
+        let is_unsupported = |concern: &Concern<'_>| matches!(concern, Concern::Unsupported(_));
+        !self.policies.is_empty()
+            && self.denial.is_none()
+            && !self.concerns.iter().any(is_unsupported)
+    }
+
+    /// Takes into account what there is of what the pod is to have.
+    pub fn consider(&mut self, availability: &'p Availability, pod: &Pod<'_>, settings: Settings) {
+        if !self.gives_groups() {
+            return;
+        }
+        // One that is malformed is a concern already.
+        let well_formed = self.group_ids.iter().filter(|id| id.is_well_formed());
+        let mut found: Vec<_> = well_formed
+            .filter_map(|id| Concern::of_group(id, availability))
+            .collect();
+        if availability.free == Some(0) && !pod.is_fargate() {
+            found.push(Concern::NoFreeInterface(availability.nodes));
+        }
+        let is_ignored = |concern: &Concern<'_>| matches!(concern, Concern::IgnoredPolicy(_));
+        let place = self.concerns.iter().position(is_ignored);
+        let place = place.unwrap_or(self.concerns.len());
+        self.concerns.splice(place..place, found);
+        self.decide_unusable_groups(settings);
+    }
+
+    fn decide_unusable_groups(&mut self, settings: Settings) {
+        if settings.missing_groups == MissingGroupPolicy::Warn || !self.gives_groups() {
+            return;
+        }
+        let concerns = std::mem::take(&mut self.concerns).into_iter();
+        let (unusable, others): (Vec<_>, _) = concerns.partition(Concern::is_unusable_group);
+        self.concerns = others;
+        if !unusable.is_empty() {
+            self.changes.clear();
+            self.denial = Some(Denial::UnusableGroups(unusable));
         }
     }
 
@@ -235,6 +306,33 @@ impl<'p> Decision<'p> {
         if !pod.requests_branch_interface() {
             self.changes.push(Change::RequestBranchInterface);
         }
+    }
+}
+
+impl<'p> Concern<'p> {
+    fn of_group(id: &'p SecurityGroupId, availability: &'p Availability) -> Option<Self> {
+        if availability
+            .missing
+            .iter()
+            .any(|missing| missing == id.as_str())
+        {
+            return Some(Self::MissingGroup(id));
+        }
+        let mut elsewhere = availability.elsewhere.iter();
+        let group = elsewhere.find(|group| group.id == id.as_str())?;
+        Some(Self::GroupElsewhere {
+            id,
+            vpc_id: &group.vpc_id,
+            cluster_vpc_id: availability.vpc_id.as_deref()?,
+        })
+    }
+
+    fn is_unusable_group(&self) -> bool {
+        use Concern::{GroupElsewhere, MalformedGroup, MissingGroup};
+        matches!(
+            self,
+            MalformedGroup(..) | MissingGroup(_) | GroupElsewhere { .. }
+        )
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use crate::api::SecurityGroupId;
 use crate::policy::decision::GROUPS_PER_INTERFACE;
 use crate::policy::{Concern, Decision, Denial, Pod, Policy, Unsupported};
 
@@ -43,6 +44,29 @@ fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec
             policy.name,
             id.as_str()
         ),
+        Concern::MissingGroup(id) => format!(
+            "{pod}: security group {id} of {} does not exist, and no interface can be had with \
+             it; name one that exists in spec.securityGroups.groupIds",
+            names(&naming(decision, id))
+        ),
+        Concern::GroupElsewhere {
+            id,
+            vpc_id,
+            cluster_vpc_id,
+        } => format!(
+            "{pod}: security group {id} of {} is in {vpc_id}, not in {cluster_vpc_id} like the \
+             cluster's nodes, and no interface can be had with it; name one of {cluster_vpc_id}",
+            names(&naming(decision, id))
+        ),
+        Concern::NoFreeInterface(nodes) => format!(
+            "{pod} stays Pending until a branch interface is free: pods have all of those of {} \
+             ({}); delete such a pod, or add a node",
+            match nodes {
+                1 => "1 node".to_owned(),
+                _ => format!("{nodes} nodes"),
+            },
+            policies()
+        ),
         Concern::TooManyGroups => return too_many_groups(&pod, decision),
         Concern::Unsupported(unsupported) => format!(
             "{pod} runs without its security groups: {} ({})",
@@ -61,6 +85,14 @@ fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec
         ),
     };
     vec![text]
+}
+
+/// The pod's policies that name this group.
+fn naming<'p>(decision: &Decision<'p>, id: &SecurityGroupId) -> Vec<&'p Policy> {
+    let policies = decision.policies.iter().copied();
+    policies
+        .filter(|policy| policy.group_ids.contains(id))
+        .collect()
 }
 
 fn too_many_groups(pod: &str, decision: &Decision<'_>) -> Vec<String> {
@@ -110,7 +142,27 @@ pub fn denial(
             pod.service_account_name(),
             names(awaiting)
         ),
+        Denial::UnusableGroups(concerns) => unusable_groups(pod, decision, concerns),
     }
+}
+
+/// The warnings of the first three groups.
+fn unusable_groups(pod: &Pod<'_>, decision: &Decision<'_>, concerns: &[Concern<'_>]) -> String {
+    const TOLD: usize = 3;
+    let told = concerns
+        .iter()
+        .take(TOLD)
+        .flat_map(|concern| warning(pod, decision, concern));
+    let mut text = told.collect::<Vec<_>>().join(". ");
+    if concerns.len() > TOLD {
+        // Writing to a string can't fail.
+        let _ = write!(
+            text,
+            ". And {} more groups can't be had",
+            concerns.len() - TOLD
+        );
+    }
+    text
 }
 
 /// How a message calls the pod, which may have no name yet.

@@ -16,7 +16,7 @@ use super::patch::encoded_patch;
 use super::review::{self, Answer, Refusal, Request, Unreadable};
 use crate::api::names::NEVER_ENFORCED;
 use crate::policy::service_accounts::ServiceAccountLabels;
-use crate::policy::{Decision, NamespacePolicies, Pod, ServiceAccount, decide};
+use crate::policy::{Availability, Decision, NamespacePolicies, Pod, ServiceAccount, decide};
 
 /// How long a request waits for the API server, which itself waits 5 s for us (the time-out in
 /// our manifests).
@@ -87,7 +87,11 @@ impl Webhook {
         if is_account_known {
             let labels = labels.unwrap_or_default();
             let account = ServiceAccount::Labels(&labels);
-            let decision = decide(pod, &known, account, self.settings);
+            let mut decision = decide(pod, &known, account, self.settings);
+            let availability = self.ask_allocator(&decision).await;
+            if let Some(availability) = &availability {
+                decision.consider(availability, pod, self.settings);
+            }
             if !decision.policies.is_empty() && decision.denial.is_none() {
                 return Ok(self.answer_with(namespace, pod, &decision));
             }
@@ -119,8 +123,22 @@ impl Webhook {
             Some(labels) => ServiceAccount::Labels(labels),
             None => ServiceAccount::Missing,
         };
-        let decision = decide(pod, &policies, account, self.settings);
+        let mut decision = decide(pod, &policies, account, self.settings);
+        let availability = self.ask_allocator(&decision).await;
+        if let Some(availability) = &availability {
+            decision.consider(availability, pod, self.settings);
+        }
         Ok(self.answer_with(namespace, pod, &decision))
+    }
+
+    /// What there is of what the pod is to have, if it is to have anything and there is an
+    /// allocator that says so.
+    async fn ask_allocator(&self, decision: &Decision<'_>) -> Option<Arc<Availability>> {
+        let allocator = self.allocator.as_ref()?;
+        if !decision.gives_groups() {
+            return None;
+        }
+        allocator.ask(&decision.group_ids).await
     }
 
     /// Whether a pod starts although the API server can't be asked: as the API server itself
@@ -223,7 +241,7 @@ mod tests {
             }
         });
         let client = kube::Client::new(service, "default");
-        Arc::new(Webhook::new(client, Settings::default()))
+        Arc::new(Webhook::new(client, Settings::default(), None))
     }
 
     fn spec() -> Value {
