@@ -494,6 +494,133 @@ mod tests {
     }
 
     #[test]
+    fn what_ec2_lacks_is_a_concern_of_those_that_are_to_have_it() {
+        const ELSEWHERE: &str = "sg-0000000b";
+        let specs = [
+            ("all", everything(&[GROUP, "sg-1", ELSEWHERE])),
+            ("bad", json!({})),
+        ];
+        let policies = policies(&specs);
+        let availability = Availability {
+            missing: vec![GROUP.into(), "sg-1".into()],
+            elsewhere: vec![crate::policy::GroupElsewhere {
+                id: ELSEWHERE.into(),
+                vpc_id: "vpc-2".into(),
+            }],
+            vpc_id: Some("vpc-1".into()),
+            free: Some(0),
+            nodes: 5,
+        };
+        let fargate = json!({"labels": {"eks.amazonaws.com/fargate-profile": "a"}});
+        let settings = Settings {
+            grace_period: GracePeriodPolicy::Set,
+            ..Settings::default()
+        };
+        let tell = |concern: &Concern<'_>| match concern {
+            Concern::MalformedGroup(_, id) => format!("malformed {id}"),
+            Concern::MissingGroup(id) => format!("missing {id}"),
+            Concern::GroupElsewhere {
+                id,
+                vpc_id,
+                cluster_vpc_id,
+            } => {
+                format!("{id} in {vpc_id}, not {cluster_vpc_id}")
+            }
+            Concern::NoFreeInterface(nodes) => format!("none free on {nodes}"),
+            other => format!("{other:?}").split('(').next().unwrap().to_owned(),
+        };
+        let groups = ["missing sg-0123abcd", "sg-0000000b in vpc-2, not vpc-1"];
+        for (metadata, spec, expected) in [
+            (
+                json!({}),
+                json!({"terminationGracePeriodSeconds": 0}),
+                &[
+                    "malformed sg-1",
+                    "GracePeriodSet",
+                    groups[0],
+                    groups[1],
+                    "none free on 5",
+                    "IgnoredPolicy",
+                ][..],
+            ),
+            (
+                fargate,
+                json!({}),
+                &["malformed sg-1", groups[0], groups[1], "IgnoredPolicy"],
+            ),
+            (
+                json!({}),
+                json!({"hostNetwork": true}),
+                &["malformed sg-1", "Unsupported", "IgnoredPolicy"],
+            ),
+        ] {
+            let pod = pod(metadata, spec).to_string();
+            let pod: Pod = serde_json::from_str(&pod).unwrap();
+            let labels = BTreeMap::new();
+            let account = ServiceAccount::Labels(&labels);
+            let mut decision = decide(&pod, &policies, account, settings);
+            let changes = decision.changes.clone();
+            decision.consider(&availability, &pod, settings);
+            let told: Vec<_> = decision.concerns.iter().map(tell).collect();
+            assert_eq!(told, expected);
+            assert!(decision.denial.is_none());
+            assert_eq!(decision.changes, changes);
+
+            let strict = Settings {
+                missing_groups: MissingGroupPolicy::Deny,
+                ..settings
+            };
+            let account = ServiceAccount::Labels(&labels);
+            let mut decision = decide(&pod, &policies, account, strict);
+            decision.consider(&availability, &pod, strict);
+            let is_left_alone = pod.uses_host_network();
+            assert_eq!(decision.denial.is_none(), is_left_alone);
+            assert!(decision.changes.is_empty());
+        }
+    }
+
+    #[test]
+    fn pod_whose_groups_can_not_be_had_is_refused_if_the_operator_says_so() {
+        let strict = Settings {
+            missing_groups: MissingGroupPolicy::Deny,
+            ..Settings::default()
+        };
+        let pod = pod(json!({}), json!({})).to_string();
+        let pod: Pod = serde_json::from_str(&pod).unwrap();
+        let labels = BTreeMap::new();
+        let missing = Availability {
+            missing: vec![GROUP.into()],
+            ..Availability::default()
+        };
+        let full = Availability {
+            free: Some(0),
+            nodes: 1,
+            ..Availability::default()
+        };
+        for (group, availability, refused) in [
+            (GROUP, &missing, true),
+            (GROUP, &Availability::default(), false),
+            ("sg-0000000b", &missing, false),
+            ("sg-1", &Availability::default(), true),
+            // The scheduler lets it wait, and interfaces come and go.
+            (GROUP, &full, false),
+        ] {
+            let policies = policies(&[("all", everything(&[group]))]);
+            let account = ServiceAccount::Labels(&labels);
+            let mut decision = decide(&pod, &policies, account, strict);
+            decision.consider(availability, &pod, strict);
+            let is_refused = matches!(&decision.denial, Some(Denial::UnusableGroups(groups))
+                if groups.len() == 1 && decision.concerns.is_empty());
+            assert_eq!(is_refused, refused, "{group} {availability:?}");
+            assert_eq!(
+                decision.changes.is_empty(),
+                refused,
+                "{group} {availability:?}"
+            );
+        }
+    }
+
+    #[test]
     fn fargate_pod_gets_its_groups_in_the_annotation() {
         let all = policies(&[("all", everything(&["sg-0000000b", "sg-0000000a"]))]);
         let none = policies(&[]);

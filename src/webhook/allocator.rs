@@ -194,3 +194,180 @@ impl Held {
         answer
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    fn soon() -> Instant {
+        Instant::now() + BUDGET
+    }
+
+    fn none_free() -> Option<Arc<Availability>> {
+        Some(Arc::new(Availability {
+            free: Some(0),
+            ..Availability::default()
+        }))
+    }
+
+    /// Answers after so long, and counts.
+    async fn ask(
+        asked: &AtomicUsize,
+        after: Duration,
+        answer: Option<Arc<Availability>>,
+    ) -> Option<Arc<Availability>> {
+        asked.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(after).await;
+        answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_come_together_ask_once() {
+        let (held, asked) = (Held::default(), AtomicUsize::new(0));
+        let slow = BUDGET / 2;
+        for answer in [none_free(), None] {
+            let ask = || ask(&asked, slow, answer.clone());
+            let before = asked.load(Ordering::Relaxed);
+            let (one, two) = tokio::join!(
+                held.answer("a", soon(), ask()),
+                held.answer("a", soon(), ask())
+            );
+            assert_eq!((one, two), (answer.clone(), answer.clone()));
+            tokio::time::advance(HOLDS - slow - Duration::from_millis(1)).await;
+            assert_eq!(held.answer("a", soon(), ask()).await, answer);
+            assert_eq!(asked.load(Ordering::Relaxed), before + 1);
+            held.answer("b", soon(), ask()).await;
+            assert_eq!(
+                asked.load(Ordering::Relaxed),
+                before + 2,
+                "another question"
+            );
+
+            tokio::time::advance(HOLDS).await;
+            held.answer("a", soon(), ask()).await;
+            assert_eq!(asked.load(Ordering::Relaxed), before + 3, "it is too old");
+            tokio::time::advance(HOLDS).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pod_waits_no_longer_than_the_budget_whoever_asked_first() {
+        let held = Held::default();
+        let never = || std::future::pending();
+        let mut first = Box::pin(held.answer("a", soon(), never()));
+        assert!(futures::poll!(&mut first).is_pending());
+        let begin = Instant::now();
+        let mut second = Box::pin(held.answer("a", soon(), never()));
+        assert!(futures::poll!(&mut second).is_pending());
+        tokio::time::advance(BUDGET / 2).await;
+        drop(first);
+        assert_eq!(second.await, None);
+        assert_eq!(begin.elapsed(), BUDGET);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded_and_questions_are_asked_all_the_same() {
+        let (held, asked) = (Held::default(), AtomicUsize::new(0));
+        for number in 0..2 * MOST_HELD {
+            let ask = ask(&asked, Duration::ZERO, none_free());
+            let question = number.to_string();
+            assert_eq!(held.answer(&question, soon(), ask).await, none_free());
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2 * MOST_HELD);
+        assert_eq!(held.0.lock().unwrap().len(), MOST_HELD);
+        tokio::time::advance(HOLDS).await;
+        held.answer("a", soon(), std::future::ready(None)).await;
+        assert_eq!(held.0.lock().unwrap().len(), 1);
+    }
+
+    /// Answers each connection with this text, and gives the lines of the requests.
+    pub(crate) fn serve(listener: UnixListener, answer: String) -> Arc<Mutex<Vec<String>>> {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let note = asked.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let line = request.lines().next().unwrap_or_default().to_owned();
+                note.lock().unwrap().push(line);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        asked
+    }
+
+    pub(crate) fn response(status: &str, body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}")
+    }
+
+    #[tokio::test]
+    async fn whatever_is_no_answer_counts_as_none() {
+        let answer = r#"{"missing": ["sg-0123abcd"], "elsewhere": [], "vpc_id": null,
+            "free": 7, "nodes": 1}"#;
+        let expected = Availability {
+            missing: vec!["sg-0123abcd".to_owned()],
+            free: Some(7),
+            nodes: 1,
+            ..Availability::default()
+        };
+        let too_long = format!("{answer}{}", " ".repeat(LONGEST_ANSWER));
+        for (answer, expected) in [
+            (response("200 OK", answer), Ok(expected)),
+            (
+                response("503 Service Unavailable", r#"{"error": "no EC2"}"#),
+                Err("it said 503 Service Unavailable: {\"error\": \"no EC2\"}"),
+            ),
+            (
+                response("200 OK", "{}"),
+                Err("its answer can't be read: missing field"),
+            ),
+            (
+                response("200 OK", &too_long),
+                Err("its answer can't be read: length limit"),
+            ),
+            ("HTTP/1.1 200".to_owned(), Err("the connection failed: ")),
+            (String::new(), Err("the connection failed: ")),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("socket");
+            let asked = serve(UnixListener::bind(&path).unwrap(), answer);
+            let allocator = Allocator::new(path, Metrics::new().allocator);
+            let answer = allocator.call("/v1/admission?id=sg-0123abcd").await;
+            match (answer, expected) {
+                (Ok(answer), Ok(expected)) => assert_eq!(answer, expected),
+                (Err(error), Err(expected)) => {
+                    assert!(error.to_string().starts_with(expected), "{error}");
+                }
+                (answer, expected) => panic!("{answer:?}, not {expected:?}"),
+            }
+            let line = "GET /v1/admission?id=sg-0123abcd HTTP/1.1";
+            assert_eq!(*asked.lock().unwrap(), [line]);
+        }
+    }
+
+    #[tokio::test]
+    async fn allocator_that_is_away_or_silent_is_counted_and_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let metrics = Metrics::new().allocator;
+        let allocator = Allocator::new(path.clone(), metrics.clone());
+        let id = SecurityGroupId::from("sg-0123abcd");
+        assert!(allocator.ask(&[&id]).await.is_none());
+        assert_eq!((metrics.answered.get(), metrics.unanswered.get()), (0, 1));
+
+        // Takes connections and says nothing. Another group, for the answer above still holds.
+        let _silent = UnixListener::bind(&path).unwrap();
+        let id = SecurityGroupId::from("sg-0000000b");
+        let begin = std::time::Instant::now();
+        assert!(allocator.ask(&[&id]).await.is_none());
+        assert!(begin.elapsed() >= BUDGET, "it had its time");
+        assert_eq!((metrics.answered.get(), metrics.unanswered.get()), (0, 2));
+    }
+}
