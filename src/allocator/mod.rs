@@ -14,6 +14,7 @@ pub mod cooldown;
 mod messages;
 mod candidate;
 pub mod election;
+pub mod groups;
 mod node;
 mod objects;
 mod plan;
@@ -21,6 +22,7 @@ mod retry;
 #[cfg(test)]
 mod simulation;
 mod state;
+pub mod socket;
 pub mod view;
 mod vlan;
 mod watches;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use super::signals::Signals;
 use crate::api::names::MUTATING_WEBHOOK_CONFIGURATION;
-use crate::policy::{GracePeriodPolicy, Settings, UnsupportedPodPolicy};
+use crate::policy::{GracePeriodPolicy, MissingGroupPolicy, Settings, UnsupportedPodPolicy};
 use crate::tls::{ServingCertificate, ca_bundle};
 use crate::webhook::{self, Listeners};
 
@@ -75,6 +75,17 @@ pub(super) struct WebhookArgs {
     /// Those are pods on the host's network and Windows pods.
     #[arg(long, value_enum, default_value_t, help_heading = "Decisions")]
     unsupported_pods: UnsupportedPodPolicy,
+
+    /// What to do with a pod with security groups that do not exist in the cluster's VPC
+    ///
+    /// Only the allocator knows which do; a malformed id is known without it.
+    #[arg(long, value_enum, default_value_t, help_heading = "Decisions")]
+    missing_groups: MissingGroupPolicy,
+
+    /// Unix socket of the allocator, to ask for groups and free interfaces; not asked if not
+    /// given
+    #[arg(long, value_name = "PATH", help_heading = "Decisions")]
+    allocator_socket: Option<PathBuf>,
 }
 
 impl WebhookArgs {
@@ -119,10 +130,19 @@ impl WebhookArgs {
         let settings = Settings {
             grace_period: self.grace_period_policy,
             unsupported_pods: self.unsupported_pods,
+            missing_groups: self.missing_groups,
         };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
+        let webhook = webhook::run(
+            client.clone(),
+            listeners,
+            tls,
+            settings,
+            self.allocator_socket.clone(),
+            shutdown,
+        );
         tokio::select! {
-            ended = webhook::run(client.clone(), listeners, tls, settings, shutdown) => Ok(ended?),
+            ended = webhook => Ok(ended?),
             () = keep_ca_bundle => bail!("the watch of the webhook configuration ended by itself"),
         }
     }

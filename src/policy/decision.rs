@@ -2,6 +2,7 @@
 //!
 //! The answer carries reasons as data; whoever asked puts them into words.
 
+use super::availability::Availability;
 use super::compiled::{InvalidPolicy, Policy};
 use super::index::NamespacePolicies;
 use super::labels::Labels;
@@ -23,6 +24,8 @@ pub struct Settings {
     pub grace_period: GracePeriodPolicy,
     /// Pods that a policy selects but that can have no branch interface.
     pub unsupported_pods: UnsupportedPodPolicy,
+    /// Pods with security groups that do not exist.
+    pub missing_groups: MissingGroupPolicy,
 }
 
 /// What happens to a pod with security groups that would vanish at once.
@@ -41,6 +44,16 @@ pub enum GracePeriodPolicy {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum UnsupportedPodPolicy {
     /// Leave it as it is, with a warning.
+    #[default]
+    Warn,
+    /// Refuse the pod.
+    Deny,
+}
+
+/// What happens to a pod with security groups that do not exist in the cluster's VPC.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum MissingGroupPolicy {
+    /// Let it in, with a warning; it waits until its groups can be had.
     #[default]
     Warn,
     /// Refuse the pod.
@@ -91,8 +104,21 @@ pub enum Concern<'p> {
     IgnoredPolicy(&'p InvalidPolicy),
     /// A policy names a group that can't exist.
     MalformedGroup(&'p Policy, &'p SecurityGroupId),
+    /// A group does not exist.
+    MissingGroup(&'p SecurityGroupId),
+    /// A group exists in another VPC than the cluster's, so that no pod can have it.
+    GroupElsewhere {
+        /// The group.
+        id: &'p SecurityGroupId,
+        /// The VPC that it is in.
+        vpc_id: &'p str,
+        /// The VPC of the cluster's nodes.
+        cluster_vpc_id: &'p str,
+    },
     /// There are more groups than EC2 takes for one interface.
     TooManyGroups,
+    /// Pods have all branch interfaces of this many nodes, which are all that there are.
+    NoFreeInterface(usize),
     /// The pod can have no branch interface and runs without its groups.
     Unsupported(Unsupported),
     /// The grace period was 0 and has been set.
@@ -119,6 +145,9 @@ pub enum Denial<'p> {
     Unsupported(Unsupported),
     /// These policies ask for labels of its service account, which does not exist.
     MissingServiceAccount(Vec<&'p Policy>),
+    /// Groups of it can't be had, as these concerns say, and the operator wants no such pod to
+    /// wait for them.
+    UnusableGroups(Vec<Concern<'p>>),
 }
 
 /// Decides about a pod at its creation in the namespace of `policies`.
@@ -163,6 +192,7 @@ fn decide_by_valid<'p, L: Labels + ?Sized>(
     } else if !decision.policies.is_empty() {
         decision.decide_branch_interface(pod, settings);
     }
+    decision.decide_unusable_groups(settings);
     decision
 }
 
@@ -180,6 +210,47 @@ impl<'p> Decision<'p> {
         }
         if self.group_ids.len() > GROUPS_PER_INTERFACE {
             self.concerns.push(Concern::TooManyGroups);
+        }
+    }
+
+    /// Whether the pod is let in and is to have its groups.
+    pub fn gives_groups(&self) -> bool {
+        let is_unsupported = |concern: &Concern<'_>| matches!(concern, Concern::Unsupported(_));
+        !self.policies.is_empty()
+            && self.denial.is_none()
+            && !self.concerns.iter().any(is_unsupported)
+    }
+
+    /// Takes into account what there is of what the pod is to have.
+    pub fn consider(&mut self, availability: &'p Availability, pod: &Pod<'_>, settings: Settings) {
+        if !self.gives_groups() {
+            return;
+        }
+        // One that is malformed is a concern already.
+        let well_formed = self.group_ids.iter().filter(|id| id.is_well_formed());
+        let mut found: Vec<_> = well_formed
+            .filter_map(|id| Concern::of_group(id, availability))
+            .collect();
+        if availability.free == Some(0) && !pod.is_fargate() {
+            found.push(Concern::NoFreeInterface(availability.nodes));
+        }
+        let is_ignored = |concern: &Concern<'_>| matches!(concern, Concern::IgnoredPolicy(_));
+        let place = self.concerns.iter().position(is_ignored);
+        let place = place.unwrap_or(self.concerns.len());
+        self.concerns.splice(place..place, found);
+        self.decide_unusable_groups(settings);
+    }
+
+    fn decide_unusable_groups(&mut self, settings: Settings) {
+        if settings.missing_groups == MissingGroupPolicy::Warn || !self.gives_groups() {
+            return;
+        }
+        let concerns = std::mem::take(&mut self.concerns).into_iter();
+        let (unusable, others): (Vec<_>, _) = concerns.partition(Concern::is_unusable_group);
+        self.concerns = others;
+        if !unusable.is_empty() {
+            self.changes.clear();
+            self.denial = Some(Denial::UnusableGroups(unusable));
         }
     }
 
@@ -235,6 +306,33 @@ impl<'p> Decision<'p> {
         if !pod.requests_branch_interface() {
             self.changes.push(Change::RequestBranchInterface);
         }
+    }
+}
+
+impl<'p> Concern<'p> {
+    fn of_group(id: &'p SecurityGroupId, availability: &'p Availability) -> Option<Self> {
+        if availability
+            .missing
+            .iter()
+            .any(|missing| missing == id.as_str())
+        {
+            return Some(Self::MissingGroup(id));
+        }
+        let mut elsewhere = availability.elsewhere.iter();
+        let group = elsewhere.find(|group| group.id == id.as_str())?;
+        Some(Self::GroupElsewhere {
+            id,
+            vpc_id: &group.vpc_id,
+            cluster_vpc_id: availability.vpc_id.as_deref()?,
+        })
+    }
+
+    fn is_unusable_group(&self) -> bool {
+        use Concern::{GroupElsewhere, MalformedGroup, MissingGroup};
+        matches!(
+            self,
+            MalformedGroup(..) | MissingGroup(_) | GroupElsewhere { .. }
+        )
     }
 }
 
@@ -393,6 +491,133 @@ mod tests {
             decide_json(&linux, &all, strict).changes,
             [Change::RequestBranchInterface]
         );
+    }
+
+    #[test]
+    fn what_ec2_lacks_is_a_concern_of_those_that_are_to_have_it() {
+        const ELSEWHERE: &str = "sg-0000000b";
+        let specs = [
+            ("all", everything(&[GROUP, "sg-1", ELSEWHERE])),
+            ("bad", json!({})),
+        ];
+        let policies = policies(&specs);
+        let availability = Availability {
+            missing: vec![GROUP.into(), "sg-1".into()],
+            elsewhere: vec![crate::policy::GroupElsewhere {
+                id: ELSEWHERE.into(),
+                vpc_id: "vpc-2".into(),
+            }],
+            vpc_id: Some("vpc-1".into()),
+            free: Some(0),
+            nodes: 5,
+        };
+        let fargate = json!({"labels": {"eks.amazonaws.com/fargate-profile": "a"}});
+        let settings = Settings {
+            grace_period: GracePeriodPolicy::Set,
+            ..Settings::default()
+        };
+        let tell = |concern: &Concern<'_>| match concern {
+            Concern::MalformedGroup(_, id) => format!("malformed {id}"),
+            Concern::MissingGroup(id) => format!("missing {id}"),
+            Concern::GroupElsewhere {
+                id,
+                vpc_id,
+                cluster_vpc_id,
+            } => {
+                format!("{id} in {vpc_id}, not {cluster_vpc_id}")
+            }
+            Concern::NoFreeInterface(nodes) => format!("none free on {nodes}"),
+            other => format!("{other:?}").split('(').next().unwrap().to_owned(),
+        };
+        let groups = ["missing sg-0123abcd", "sg-0000000b in vpc-2, not vpc-1"];
+        for (metadata, spec, expected) in [
+            (
+                json!({}),
+                json!({"terminationGracePeriodSeconds": 0}),
+                &[
+                    "malformed sg-1",
+                    "GracePeriodSet",
+                    groups[0],
+                    groups[1],
+                    "none free on 5",
+                    "IgnoredPolicy",
+                ][..],
+            ),
+            (
+                fargate,
+                json!({}),
+                &["malformed sg-1", groups[0], groups[1], "IgnoredPolicy"],
+            ),
+            (
+                json!({}),
+                json!({"hostNetwork": true}),
+                &["malformed sg-1", "Unsupported", "IgnoredPolicy"],
+            ),
+        ] {
+            let pod = pod(metadata, spec).to_string();
+            let pod: Pod = serde_json::from_str(&pod).unwrap();
+            let labels = BTreeMap::new();
+            let account = ServiceAccount::Labels(&labels);
+            let mut decision = decide(&pod, &policies, account, settings);
+            let changes = decision.changes.clone();
+            decision.consider(&availability, &pod, settings);
+            let told: Vec<_> = decision.concerns.iter().map(tell).collect();
+            assert_eq!(told, expected);
+            assert!(decision.denial.is_none());
+            assert_eq!(decision.changes, changes);
+
+            let strict = Settings {
+                missing_groups: MissingGroupPolicy::Deny,
+                ..settings
+            };
+            let account = ServiceAccount::Labels(&labels);
+            let mut decision = decide(&pod, &policies, account, strict);
+            decision.consider(&availability, &pod, strict);
+            let is_left_alone = pod.uses_host_network();
+            assert_eq!(decision.denial.is_none(), is_left_alone);
+            assert!(decision.changes.is_empty());
+        }
+    }
+
+    #[test]
+    fn pod_whose_groups_can_not_be_had_is_refused_if_the_operator_says_so() {
+        let strict = Settings {
+            missing_groups: MissingGroupPolicy::Deny,
+            ..Settings::default()
+        };
+        let pod = pod(json!({}), json!({})).to_string();
+        let pod: Pod = serde_json::from_str(&pod).unwrap();
+        let labels = BTreeMap::new();
+        let missing = Availability {
+            missing: vec![GROUP.into()],
+            ..Availability::default()
+        };
+        let full = Availability {
+            free: Some(0),
+            nodes: 1,
+            ..Availability::default()
+        };
+        for (group, availability, refused) in [
+            (GROUP, &missing, true),
+            (GROUP, &Availability::default(), false),
+            ("sg-0000000b", &missing, false),
+            ("sg-1", &Availability::default(), true),
+            // The scheduler lets it wait, and interfaces come and go.
+            (GROUP, &full, false),
+        ] {
+            let policies = policies(&[("all", everything(&[group]))]);
+            let account = ServiceAccount::Labels(&labels);
+            let mut decision = decide(&pod, &policies, account, strict);
+            decision.consider(availability, &pod, strict);
+            let is_refused = matches!(&decision.denial, Some(Denial::UnusableGroups(groups))
+                if groups.len() == 1 && decision.concerns.is_empty());
+            assert_eq!(is_refused, refused, "{group} {availability:?}");
+            assert_eq!(
+                decision.changes.is_empty(),
+                refused,
+                "{group} {availability:?}"
+            );
+        }
     }
 
     #[test]

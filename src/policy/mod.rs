@@ -2,8 +2,10 @@
 //!
 //! Pure: nothing in here knows the network, a clock, EC2 or axum. Policies arrive as JSON,
 //! are parsed once ([`compiled`]) and laid out for lookup ([`index`]); a pod is read from
-//! its JSON ([`pod`]) and decided about ([`decision`]).
+//! its JSON ([`pod`]) and decided about ([`decision`]), with what the allocator says of EC2
+//! ([`availability`]).
 
+pub mod availability;
 pub mod compiled;
 pub mod decision;
 pub mod index;
@@ -13,10 +15,11 @@ pub mod pod;
 pub mod selector;
 pub mod service_accounts;
 
+pub use availability::{Availability, GroupElsewhere};
 pub use compiled::{InvalidPolicy, Policy, PolicyProblem};
 pub use decision::{
-    Change, Concern, Decision, Denial, GracePeriodPolicy, ServiceAccount, Settings, Unsupported,
-    UnsupportedPodPolicy, decide,
+    Change, Concern, Decision, Denial, GracePeriodPolicy, MissingGroupPolicy, ServiceAccount,
+    Settings, Unsupported, UnsupportedPodPolicy, decide,
 };
 pub use index::{NamespacePolicies, PolicyIndex};
 pub use pod::Pod;

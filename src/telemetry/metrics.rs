@@ -18,6 +18,8 @@ pub struct Metrics {
     pub admission: AdmissionMetrics,
     /// Live questions to the API server.
     pub lookups: LookupMetrics,
+    /// Questions to the allocator.
+    pub allocator: AllocatorMetrics,
     /// What the watches brought.
     pub watches: WatchMetrics,
 }
@@ -46,6 +48,15 @@ pub struct LookupMetrics {
     pub policies: Counter,
     /// Reads of a service account, new or to confirm that no policy selects its pod.
     pub service_accounts: Counter,
+}
+
+/// Questions to the allocator, by outcome.
+#[derive(Clone, Debug)]
+pub struct AllocatorMetrics {
+    /// Pods whose groups the allocator knew about in time.
+    pub answered: Counter,
+    /// Pods that were decided about without it.
+    pub unanswered: Counter,
 }
 
 /// What the watches brought.
@@ -124,6 +135,18 @@ impl Metrics {
             service_accounts: lookup("serviceaccounts"),
         };
 
+        let asked = Family::<OutcomeLabels, Counter>::default();
+        registry.register(
+            "allocator_lookups",
+            "Lookups of pods' groups with the allocator by outcome",
+            asked.clone(),
+        );
+        let outcome = |outcome| asked.get_or_create_owned(&OutcomeLabels { outcome });
+        let allocator = AllocatorMetrics {
+            answered: outcome("answered"),
+            unanswered: outcome("unanswered"),
+        };
+
         let definition_installed = Gauge::<i64>::default();
         registry.register(
             "policy_definition_installed",
@@ -156,6 +179,7 @@ impl Metrics {
             registry,
             admission,
             lookups,
+            allocator,
             watches,
         }
     }
@@ -198,6 +222,7 @@ mod tests {
         for line in [
             r#"sgp_admission_requests_total{outcome="denied"} 1"#,
             r#"sgp_admission_requests_total{outcome="patched"} 0"#,
+            r#"sgp_allocator_lookups_total{outcome="unanswered"} 0"#,
             r#"sgp_live_lookups_total{resource="serviceaccounts"} 0"#,
             r#"sgp_policies{state="valid"} 3"#,
             r#"sgp_policies{state="invalid"} 1"#,

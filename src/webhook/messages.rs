@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use crate::api::SecurityGroupId;
 use crate::policy::decision::GROUPS_PER_INTERFACE;
 use crate::policy::{Concern, Decision, Denial, Pod, Policy, Unsupported};
 
@@ -43,6 +44,29 @@ fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec
             policy.name,
             id.as_str()
         ),
+        Concern::MissingGroup(id) => format!(
+            "{pod}: security group {id} of {} does not exist, and no interface can be had with \
+             it; name one that exists in spec.securityGroups.groupIds",
+            names(&naming(decision, id))
+        ),
+        Concern::GroupElsewhere {
+            id,
+            vpc_id,
+            cluster_vpc_id,
+        } => format!(
+            "{pod}: security group {id} of {} is in {vpc_id}, and no interface can be had with it; \
+             name one of the cluster's {cluster_vpc_id}",
+            names(&naming(decision, id))
+        ),
+        Concern::NoFreeInterface(nodes) => format!(
+            "{pod} stays Pending until a branch interface is free: pods have all of those of {} \
+             ({}); delete such a pod, or add a node",
+            match nodes {
+                1 => "1 node".to_owned(),
+                _ => format!("{nodes} nodes"),
+            },
+            policies()
+        ),
         Concern::TooManyGroups => return too_many_groups(&pod, decision),
         Concern::Unsupported(unsupported) => format!(
             "{pod} runs without its security groups: {} ({})",
@@ -61,6 +85,14 @@ fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec
         ),
     };
     vec![text]
+}
+
+/// The pod's policies that name this group.
+fn naming<'p>(decision: &Decision<'p>, id: &SecurityGroupId) -> Vec<&'p Policy> {
+    let policies = decision.policies.iter().copied();
+    policies
+        .filter(|policy| policy.group_ids.contains(id))
+        .collect()
 }
 
 fn too_many_groups(pod: &str, decision: &Decision<'_>) -> Vec<String> {
@@ -110,7 +142,27 @@ pub fn denial(
             pod.service_account_name(),
             names(awaiting)
         ),
+        Denial::UnusableGroups(concerns) => unusable_groups(pod, decision, concerns),
     }
+}
+
+/// The warnings of the first three groups.
+fn unusable_groups(pod: &Pod<'_>, decision: &Decision<'_>, concerns: &[Concern<'_>]) -> String {
+    const TOLD: usize = 3;
+    let told = concerns
+        .iter()
+        .take(TOLD)
+        .flat_map(|concern| warning(pod, decision, concern));
+    let mut text = told.collect::<Vec<_>>().join(". ");
+    if concerns.len() > TOLD {
+        // Writing to a string can't fail.
+        let _ = write!(
+            text,
+            ". And {} more groups can't be had",
+            concerns.len() - TOLD
+        );
+    }
+    text
 }
 
 /// How a message calls the pod, which may have no name yet.
@@ -235,6 +287,73 @@ mod tests {
         assert_eq!(
             many.last().unwrap(),
             &format!("and {} more warnings", 100 - (many.len() - 1))
+        );
+    }
+
+    #[test]
+    fn what_ec2_lacks_is_told_in_full_where_names_are_not_very_long() {
+        let spec = serde_json::json!({
+            "podSelector": {},
+            "securityGroups": {"groupIds": ["sg-0123456789abcdef0"]}
+        });
+        let policy = Policy::parse("database-clients", &spec).unwrap();
+        let pod = r#"{"metadata": {"generateName": "payment-7d4b9c6f5-"}}"#;
+        let pod: Pod = serde_json::from_str(pod).unwrap();
+        let decision = Decision {
+            policies: vec![&policy],
+            ..Decision::default()
+        };
+        let id = &policy.group_ids[0];
+        for (concern, text) in [
+            (
+                Concern::MissingGroup(id),
+                "pod with generateName \"payment-7d4b9c6f5-\": security group \
+                 sg-0123456789abcdef0 of SecurityGroupPolicy \"database-clients\" does not exist, \
+                 and no interface can be had with it; name one that exists in \
+                 spec.securityGroups.groupIds",
+            ),
+            (
+                Concern::GroupElsewhere {
+                    id,
+                    vpc_id: "vpc-00000000000000002",
+                    cluster_vpc_id: "vpc-00000000000000001",
+                },
+                "pod with generateName \"payment-7d4b9c6f5-\": security group \
+                 sg-0123456789abcdef0 of SecurityGroupPolicy \"database-clients\" is in \
+                 vpc-00000000000000002, and no interface can be had with it; name one of the \
+                 cluster's vpc-00000000000000001",
+            ),
+            (
+                Concern::NoFreeInterface(1),
+                "pod with generateName \"payment-7d4b9c6f5-\" stays Pending until a branch \
+                 interface is free: pods have all of those of 1 node (SecurityGroupPolicy \
+                 \"database-clients\"); delete such a pod, or add a node",
+            ),
+        ] {
+            assert_eq!(warning(&pod, &decision, &concern), [text]);
+            assert!(text.chars().count() <= WARNING_CHARACTERS, "{text}");
+        }
+    }
+
+    #[test]
+    fn refusal_tells_of_three_groups_and_counts_the_others() {
+        let ids = ["sg-1", "sg-2", "sg-3", "sg-4", "sg-5"];
+        let spec = serde_json::json!({"podSelector": {}, "securityGroups": {"groupIds": ids}});
+        let policy = Policy::parse("all", &spec).unwrap();
+        let concerns = policy.group_ids.iter().map(Concern::MissingGroup);
+        let unusable = Denial::UnusableGroups(concerns.collect());
+        let decision = Decision {
+            policies: vec![&policy],
+            ..Decision::default()
+        };
+        let text = denial(&Pod::default(), "shop", &decision, &unusable);
+        for told in &ids[..3] {
+            assert!(text.contains(&format!("security group {told} of SecurityGroupPolicy")));
+        }
+        assert!(!text.contains("sg-4"), "{text}");
+        assert!(
+            text.ends_with("groupIds. And 2 more groups can't be had"),
+            "{text}"
         );
     }
 

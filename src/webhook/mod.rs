@@ -1,9 +1,10 @@
 //! The admission webhook: TLS in front, a decision in the middle, an AdmissionReview out.
 //!
-//! Stateless, any number of replicas. Nothing in here calls EC2, and a request waits for the
-//! API server only to have confirmed that no policy selects its pod, or that the pod is
-//! refused. A dry run is answered as any other request, because an answer leaves no trace.
+//! Stateless, any number of replicas. Nothing in here calls EC2; the allocator is asked, if
+//! there is one, and not waited for long. A request waits for the API server only to have
+//! confirmed that no policy selects its pod, or that the pod is refused. A dry run is answered as any other request, because an answer leaves no trace.
 
+pub mod allocator;
 pub mod body;
 pub mod cluster;
 pub mod lookup;
@@ -15,6 +16,7 @@ pub mod server;
 pub mod watch;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,6 +29,7 @@ use kube::Client;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
+use self::allocator::Allocator;
 use self::cluster::Cluster;
 use self::server::Limits;
 use crate::api::names::MUTATE_POD_PATH;
@@ -37,6 +40,7 @@ use crate::telemetry::metrics::Metrics;
 pub struct Webhook {
     cluster: Cluster,
     settings: Settings,
+    allocator: Option<Allocator>,
     metrics: Metrics,
     draining: AtomicBool,
 }
@@ -57,6 +61,8 @@ pub struct Ended(&'static str);
 
 /// Runs the webhook until `shutdown` ends and the running requests are answered.
 ///
+/// The allocator is asked where `allocator_socket` says, or not at all.
+///
 /// # Errors
 ///
 /// When one of its parts ends before that; the process should end too and be started anew.
@@ -65,9 +71,10 @@ pub async fn run(
     listeners: Listeners,
     tls: Arc<ServerConfig>,
     settings: Settings,
+    allocator_socket: Option<PathBuf>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
-    let webhook = Arc::new(Webhook::new(client.clone(), settings));
+    let webhook = Arc::new(Webhook::new(client.clone(), settings, allocator_socket));
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -88,12 +95,15 @@ pub async fn run(
 }
 
 impl Webhook {
-    fn new(client: Client, settings: Settings) -> Self {
+    fn new(client: Client, settings: Settings, allocator_socket: Option<PathBuf>) -> Self {
         let metrics = Metrics::new();
+        let allocator =
+            allocator_socket.map(|socket| Allocator::new(socket, metrics.allocator.clone()));
         let cluster = Cluster::new(client, &metrics.lookups, metrics.watches.clone());
         Self {
             cluster,
             settings,
+            allocator,
             metrics,
             draining: AtomicBool::new(false),
         }

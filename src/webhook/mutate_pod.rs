@@ -16,7 +16,7 @@ use super::patch::encoded_patch;
 use super::review::{self, Answer, Refusal, Request, Unreadable};
 use crate::api::names::NEVER_ENFORCED;
 use crate::policy::service_accounts::ServiceAccountLabels;
-use crate::policy::{Decision, NamespacePolicies, Pod, ServiceAccount, decide};
+use crate::policy::{Availability, Decision, NamespacePolicies, Pod, ServiceAccount, decide};
 
 /// How long a request waits for the API server, which itself waits 5 s for us (the time-out in
 /// our manifests).
@@ -87,7 +87,11 @@ impl Webhook {
         if is_account_known {
             let labels = labels.unwrap_or_default();
             let account = ServiceAccount::Labels(&labels);
-            let decision = decide(pod, &known, account, self.settings);
+            let mut decision = decide(pod, &known, account, self.settings);
+            let availability = self.ask_allocator(&decision).await;
+            if let Some(availability) = &availability {
+                decision.consider(availability, pod, self.settings);
+            }
             if !decision.policies.is_empty() && decision.denial.is_none() {
                 return Ok(self.answer_with(namespace, pod, &decision));
             }
@@ -119,8 +123,22 @@ impl Webhook {
             Some(labels) => ServiceAccount::Labels(labels),
             None => ServiceAccount::Missing,
         };
-        let decision = decide(pod, &policies, account, self.settings);
+        let mut decision = decide(pod, &policies, account, self.settings);
+        let availability = self.ask_allocator(&decision).await;
+        if let Some(availability) = &availability {
+            decision.consider(availability, pod, self.settings);
+        }
         Ok(self.answer_with(namespace, pod, &decision))
+    }
+
+    /// What there is of what the pod is to have, if it is to have anything and there is an
+    /// allocator that says so.
+    async fn ask_allocator(&self, decision: &Decision<'_>) -> Option<Arc<Availability>> {
+        let allocator = self.allocator.as_ref()?;
+        if !decision.gives_groups() {
+            return None;
+        }
+        allocator.ask(&decision.group_ids).await
     }
 
     /// Whether a pod starts although the API server can't be asked: as the API server itself
@@ -205,6 +223,9 @@ mod tests {
     use crate::api_server::policies::policy_resource;
     use crate::policy::Settings;
     use crate::webhook::cluster::{EnforcedNamespaces, Policies};
+    use crate::policy::{MissingGroupPolicy, Settings};
+    use crate::webhook::allocator::tests::{response, serve};
+    use crate::webhook::cluster::{EnforcedNamespaces, Feed, Policies, policy_resource};
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
     use kube::api::DynamicObject;
@@ -213,6 +234,10 @@ mod tests {
 
     /// A webhook whose API server gives this answer, or none, to whatever it is asked.
     fn webhook(answer: Option<Value>) -> Arc<Webhook> {
+        Arc::new(Webhook::new(client(answer), Settings::default(), None))
+    }
+
+    fn client(answer: Option<Value>) -> kube::Client {
         let service = tower::service_fn(move |_: Request<kube::client::Body>| {
             let answer = answer.clone();
             async move {
@@ -224,8 +249,7 @@ mod tests {
                 }
             }
         });
-        let client = kube::Client::new(service, "default");
-        Arc::new(Webhook::new(client, Settings::default()))
+        kube::Client::new(service, "default")
     }
 
     fn spec() -> Value {
@@ -340,5 +364,53 @@ mod tests {
         let response = ask(&webhook, "shop", json!({"app": "web"}), 0).await;
         assert_eq!(response["allowed"], true, "{response:#}");
         assert!(response.get("patch").is_none());
+    }
+
+    #[tokio::test]
+    async fn pod_is_refused_for_a_missing_group_only_if_its_policy_still_names_it() {
+        let settings = Settings {
+            missing_groups: MissingGroupPolicy::Deny,
+            ..Settings::default()
+        };
+        let says = json!({
+            "missing": ["sg-0123abcd"], "elsewhere": [], "vpc_id": null, "free": null, "nodes": 0
+        });
+        for (stored, allowed) in [("sg-0123abcd", false), ("sg-0000000b", true)] {
+            let mut spec = spec();
+            spec["securityGroups"]["groupIds"] = json!([stored]);
+            let list = json!({
+                "metadata": {},
+                "items": [{"metadata": {"name": "database"}, "spec": spec}]
+            });
+            // Until it answers in time, which it does not on a machine that is very busy.
+            let answered = async || loop {
+                let folder = tempfile::tempdir().unwrap();
+                let socket = folder.path().join("socket");
+                let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+                serve(listener, response("200 OK", &says.to_string()));
+                let client = client(Some(list.clone()));
+                let webhook = Arc::new(Webhook::new(client, settings, Some(socket)));
+                know(&webhook, "shop", true, true);
+                let answer = ask(&webhook, "shop", json!({"app": "web"}), 30).await;
+                let unselected = ask(&webhook, "shop", json!({"app": "other"}), 30).await;
+                assert_eq!(unselected["allowed"], true);
+                let lookups = &webhook.metrics.allocator;
+                if lookups.unanswered.get() == 0 {
+                    assert_eq!(lookups.answered.get(), 2, "known and confirmed");
+                    return answer;
+                }
+            };
+            let in_time = tokio::time::timeout(Duration::from_secs(60), answered()).await;
+            let answer = in_time.expect("the allocator answers");
+            assert_eq!(answer["allowed"], allowed, "{answer:#}");
+            if !allowed {
+                let message = "pod \"web\": security group sg-0123abcd of SecurityGroupPolicy \
+                    \"database\" does not exist, and no interface can be had with it; name one \
+                    that exists in spec.securityGroups.groupIds";
+                assert_eq!(answer["status"]["message"], message);
+                assert_eq!(answer["status"]["code"], 403);
+                assert!(answer.get("warnings").is_none(), "it is said once");
+            }
+        }
     }
 }
