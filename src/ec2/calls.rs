@@ -13,8 +13,10 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, Ec2Error>>;
 /// The part of EC2 that trunk and branch interfaces need.
 ///
 /// Every call is bounded in time, and waits for its turn where EC2 allows fewer calls than
-/// are wanted. None is repeated after a failure: whether it took effect is for the caller to
-/// find out.
+/// are wanted. One that changes something is not repeated after a failure: whether it took
+/// effect is for the caller to find out. While there is no answer it may be sent several times,
+/// so that what has no client token can fail because it took effect already: a deletion for
+/// there is nothing to delete, an attachment for the interface is in use.
 pub trait Ec2: Send + Sync {
     /// The interfaces that all filters select, from all pages.
     fn interfaces(&self, filters: Vec<Filter>, priority: Priority) -> Answer<'_, Vec<Interface>>;
