@@ -8,21 +8,22 @@
 //! Pure: nothing in here makes a call, reads a clock or sleeps.
 
 mod calls;
+mod candidate;
 mod chores;
 mod cluster;
 pub mod cooldown;
-mod messages;
-mod candidate;
+mod desired;
 pub mod election;
 pub mod groups;
+mod messages;
 mod node;
 mod objects;
 mod plan;
 mod retry;
 #[cfg(test)]
 mod simulation;
-mod state;
 pub mod socket;
+mod state;
 pub mod view;
 mod vlan;
 mod watches;

@@ -221,11 +221,9 @@ mod tests {
     use super::*;
     use crate::api_server::Feed;
     use crate::api_server::policies::policy_resource;
-    use crate::policy::Settings;
-    use crate::webhook::cluster::{EnforcedNamespaces, Policies};
     use crate::policy::{MissingGroupPolicy, Settings};
     use crate::webhook::allocator::tests::{response, serve};
-    use crate::webhook::cluster::{EnforcedNamespaces, Feed, Policies, policy_resource};
+    use crate::webhook::cluster::{EnforcedNamespaces, Policies};
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
     use kube::api::DynamicObject;

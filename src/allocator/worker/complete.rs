@@ -1,0 +1,577 @@
+//! What calls have come to.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::{Done, Who, Work, Worker};
+use crate::allocator::calls::{CallError, Carried};
+use crate::allocator::chores::Chore;
+use crate::allocator::cluster::PodEntry;
+use crate::allocator::events::{Event, Reason};
+use crate::allocator::messages::{self, failure};
+use crate::allocator::objects::Annotation;
+use crate::allocator::retry::Cause;
+use crate::allocator::state::{Effect, Failed, Found, Tick};
+use crate::allocator::{Action, AssociationId, BranchId, PodUid, Subject};
+use crate::ec2::calls::{Instance, Interface};
+use crate::ec2::error::ErrorClass;
+
+use super::reconcile::pod_reference;
+
+/// How soon it is asked again whether a pod, which a policy selects by now, is known as such.
+const WATCH_LAG: Duration = Duration::from_secs(1);
+
+/// A call that was not started because the lease could have gone elsewhere.
+pub(super) fn not_leading() -> CallError {
+    CallError {
+        cause: Cause {
+            call: "none",
+            scope: String::new(),
+        },
+        class: ErrorClass::Retry,
+        failed: Failed::Elsewhere,
+        code: "NotLeading".to_owned(),
+        message: "this process does not lead any more".to_owned(),
+    }
+}
+
+impl Worker {
+    /// Takes over what a task has come to, and others that have ended meanwhile.
+    pub(super) fn complete_all(&mut self, first: Done) {
+        let now = Instant::now();
+        let Some(mut work) = self.work.take() else { return };
+        self.complete(&mut work, first, now);
+        while let Some(done) = work.tasks.try_join_next() {
+            let done = done.expect("tasks are dropped with the work, and panics end the process");
+            self.complete(&mut work, done, now);
+        }
+        self.work = Some(work);
+        self.is_view_stale = true;
+    }
+
+    fn complete(&mut self, work: &mut Work, done: Done, now: Instant) {
+        match done {
+            Done::Carried {
+                instance,
+                action,
+                result,
+            } => match result {
+                Ok(carried) => self.succeeded(work, &instance, &action, carried, now),
+                Err(error) => self.failed(work, &instance, &action, &error, now),
+            },
+            Done::Idle {
+                instance,
+                branches,
+                result,
+            } => {
+                for branch in branches {
+                    let action = Action::ConfirmIdle(branch.clone());
+                    match &result {
+                        Ok(in_use) if !in_use.contains(&branch) => {
+                            let carried = Carried::from(Effect::Idle(true));
+                            self.succeeded(work, &instance, &action, carried, now);
+                        }
+                        Ok(_) => {
+                            let error = still_used(&branch);
+                            self.failed(work, &instance, &action, &error, now);
+                        }
+                        Err(error) => self.failed(work, &instance, &action, error, now),
+                    }
+                }
+            }
+            Done::Observed {
+                instance,
+                begun,
+                result,
+            } => self.observed(work, instance, begun, result, now),
+            Done::Described { ids, result } => self.described(work, ids, result, now),
+            Done::Confirmed { pod, result } => self.confirmed(work, pod, result, now),
+            Done::GroupsChecked(found) => {
+                work.checking_groups = false;
+                let dirty = &mut work.dirty;
+                work.lacking_groups.retain(|(instance, _), group| {
+                    let lacks = !found.contains(group);
+                    if !lacks {
+                        dirty.insert(instance.clone());
+                    }
+                    lacks
+                });
+            }
+            Done::ChoreDone {
+                node,
+                chore,
+                result,
+            } => self.chore_done(work, node, &chore, result, now),
+            Done::Limits {
+                instance_type,
+                result,
+            } => {
+                work.asking_limits.remove(&instance_type);
+                let who = Who::Limits(instance_type.clone());
+                match result {
+                    Ok(row) => {
+                        work.retries.remove(&who);
+                        work.limits.insert(instance_type, row);
+                    }
+                    Err(error) => {
+                        self.pause(work, who, &error, now);
+                    }
+                }
+                work.dirty.extend(work.nodes.keys().cloned());
+            }
+        }
+    }
+
+    fn succeeded(
+        &mut self,
+        work: &mut Work,
+        instance: &str,
+        action: &Action,
+        carried: Carried,
+        now: Instant,
+    ) {
+        let tick = work.next_tick();
+        let who = Who::Subject(instance.to_owned(), action.subject());
+        let cause = cause_of(action, work, instance);
+        for other in work.retries.succeeded(&who, &cause) {
+            if let Who::Subject(instance, subject) = other
+                && let Some(node_work) = work.nodes.get_mut(&instance)
+            {
+                node_work.state.observed.retry_at.insert(subject, now);
+                work.dirty.insert(instance);
+            }
+        }
+        if let Some((interface, resource_version)) = carried.annotation
+            && let Action::Annotate { pod, .. } = action
+        {
+            self.cluster.note_annotation(pod, interface, resource_version);
+        }
+        work.dirty.insert(instance.to_owned());
+        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        node_work.state.succeed(action, carried.effect, tick, now);
+        self.tell_success(work, instance, action, now);
+    }
+
+    fn tell_success(&self, work: &mut Work, instance: &str, action: &Action, now: Instant) {
+        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        let node = self.cluster.node_of(instance);
+        match action {
+            Action::AttachTrunk(trunk) => {
+                node_work.problem = None;
+                if let Some(node) = node {
+                    let note = format!(
+                        "Trunk interface {} is attached: pods with security groups can run here",
+                        trunk.as_str()
+                    );
+                    self.tell_node(node, Reason::NodeTrunkInitiated, "AttachTrunk", note);
+                }
+            }
+            Action::SetTrunkGroups(trunk, group_ids) => {
+                if let Some(node) = node {
+                    let groups: Vec<_> = group_ids.iter().map(ToString::to_string).collect();
+                    let note = format!(
+                        "Trunk interface {} has the security groups {} now",
+                        trunk.as_str(),
+                        groups.join(", ")
+                    );
+                    self.tell_node(node, Reason::SecurityGroupsChanged, "SetTrunkGroups", note);
+                }
+            }
+            Action::Annotate { pod: uid, branch } => {
+                let Some(pod) = self.cluster.pods.get(uid) else { return };
+                if let Some(begun) = work.bound_at.remove(uid) {
+                    self.metrics.allocation_duration.observe((now - begun).as_secs_f64());
+                }
+                let facts = node_work.state.facts.get(branch).cloned().unwrap_or_default();
+                let observed = node_work.state.observed.branches.get(branch);
+                let groups = observed.map(|it| &it.group_ids).into_iter().flatten();
+                let groups: Vec<_> = groups.map(ToString::to_string).collect();
+                let vlan = observed.map_or(0, |it| it.vlan.number());
+                let mut note = format!(
+                    "Branch interface {} with address {}, VLAN id {vlan} and the security \
+                     groups {} is the pod's",
+                    branch.as_str(),
+                    facts.private_ip,
+                    groups.join(", ")
+                );
+                if pod.groups.is_empty() {
+                    note = format!("{note}; {NO_POLICY}");
+                    let reference = pod_reference(uid, pod);
+                    let event = Event::new(reference, Reason::ResourceAllocated, "NoPolicy", note);
+                    self.events.publish(event.into_warning());
+                } else {
+                    self.tell_pod(uid, pod, Reason::ResourceAllocated, "Allocate", note);
+                }
+            }
+            Action::SetGroups { branch, group_ids } => {
+                self.tell_changed_groups(branch, group_ids);
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_changed_groups(
+        &self,
+        branch: &BranchId,
+        group_ids: &[crate::api::SecurityGroupId],
+    ) {
+        let owner = self.cluster.pods.iter().find(|(_, pod)| {
+            matches!(&pod.object.annotation,
+                Annotation::Names(interface) if interface.interface_id == branch.as_str())
+        });
+        let Some((uid, pod)) = owner else { return };
+        let groups: Vec<_> = group_ids.iter().map(ToString::to_string).collect();
+        let mut note = format!(
+            "Branch interface {} has the security groups {} now",
+            branch.as_str(),
+            groups.join(", ")
+        );
+        let action = format!("SetGroups:{}", groups.join(","));
+        let reference = pod_reference(uid, pod);
+        if pod.groups.is_empty() {
+            note = format!("{note}; {NO_POLICY}");
+            let event = Event::new(reference, Reason::SecurityGroupsChanged, action, note);
+            self.events.publish(event.into_warning());
+        } else {
+            let event = Event::new(reference, Reason::SecurityGroupsChanged, action, note);
+            self.events.publish(event);
+        }
+    }
+
+    fn failed(
+        &mut self,
+        work: &mut Work,
+        instance: &str,
+        action: &Action,
+        error: &CallError,
+        now: Instant,
+    ) {
+        let tick = work.next_tick();
+        let subject = action.subject();
+        let who = Who::Subject(instance.to_owned(), subject.clone());
+        let jitter = jitter(tick);
+        let retry_at =
+            work.retries.failed(&who, error.cause.clone(), error.class, now, jitter);
+        tracing::info!(instance, ?action, %error, "call failed");
+        work.dirty.insert(instance.to_owned());
+        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        node_work.state.fail(action, error.failed, retry_at, tick, now);
+        if error.class == ErrorClass::Missing
+            && let Some(group) = messages::group_in(&error.message)
+        {
+            // It waits until the group is there, which one call finds out for all.
+            self.groups.note_missing(group);
+            work.lacking_groups.insert((instance.to_owned(), subject), group.to_owned());
+            if work.check_groups_at < now {
+                work.check_groups_at = now + super::GROUP_CHECK_PAUSE;
+            }
+        }
+        if error.code != "NotLeading" {
+            self.tell_failure(work, instance, action, error);
+        }
+    }
+
+    fn tell_failure(&self, work: &mut Work, instance: &str, action: &Action, error: &CallError) {
+        let action_word = format!("{}:{}", error.cause.call, error.code);
+        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        let pod_uid: Option<PodUid> = match action {
+            Action::CreateBranch { pod, .. }
+            | Action::Annotate { pod, .. }
+            | Action::Reuse { pod, .. } => Some(pod.clone()),
+            Action::Associate { branch, .. } | Action::SetGroups { branch, .. } => {
+                let branch = node_work.state.observed.branches.get(branch);
+                branch.and_then(|branch| branch.claimed_by.clone())
+            }
+            _ => None,
+        };
+        if let Some(uid) = pod_uid
+            && let Some(pod) = self.cluster.pods.get(&uid)
+        {
+            let note = failure(error, |group| self.cluster.policies_naming(pod, group));
+            let reason = match action {
+                Action::Annotate { .. } => Reason::BranchEniAnnotationFailed,
+                _ => Reason::BranchAllocationFailed,
+            };
+            let event = Event::new(pod_reference(&uid, pod), reason, action_word.clone(), note);
+            self.events.publish(event.into_warning());
+        }
+        if action.subject() != Subject::Trunk {
+            return;
+        }
+        let note = failure(error, |_| Vec::new());
+        node_work.problem = Some(note.clone());
+        let Some(node) = self.cluster.node_of(instance) else { return };
+        let reason = match action {
+            Action::CreateTrunk { .. } => Reason::TrunkEniCreationFailed,
+            _ => Reason::NodeTrunkFailedInitialization,
+        };
+        self.tell_node(node, reason, &action_word, note.clone());
+        // Whoever waits here waits for the trunk.
+        for (uid, pod) in self.cluster.pods_on(node.name()) {
+            if pod.object.annotation == Annotation::Absent {
+                let note = format!("The node's trunk interface is not ready: {note}");
+                self.tell_pod(uid, pod, Reason::BranchAllocationFailed, &action_word, note);
+            }
+        }
+    }
+
+    fn observed(
+        &mut self,
+        work: &mut Work,
+        instance: Option<String>,
+        begun: Tick,
+        result: Result<Vec<Interface>, CallError>,
+        now: Instant,
+    ) {
+        let who = Who::Observation(instance.clone());
+        match &instance {
+            None => work.observing_all = false,
+            Some(id) => {
+                if let Some(node_work) = work.nodes.get_mut(id) {
+                    node_work.observing = false;
+                }
+                work.dirty.insert(id.clone());
+            }
+        }
+        let interfaces = match result {
+            Ok(interfaces) => interfaces,
+            Err(error) => {
+                let at = self.pause(work, who, &error, now);
+                if instance.is_none() {
+                    work.audit_at = at;
+                }
+                return;
+            }
+        };
+        work.retries.remove(&who);
+        let annotated = self.annotated_associations();
+        let mut found = Found::by_instance(interfaces);
+        let concerned: Vec<String> = match &instance {
+            Some(id) => vec![id.clone()],
+            None => {
+                work.audit_at = now + self.settings.audit_interval;
+                if !work.observed {
+                    tracing::info!(instances = found.len(), "all interfaces are known");
+                    work.observed = true;
+                    work.dirty_names.extend(self.cluster.nodes.keys().cloned());
+                    work.dirty_names.extend(self.cluster.cni_nodes.keys().cloned());
+                }
+                for id in found.keys() {
+                    work.nodes.entry(id.clone()).or_default();
+                }
+                work.nodes.keys().cloned().collect()
+            }
+        };
+        for id in concerned {
+            if let Some(node_work) = work.nodes.get_mut(&id) {
+                let found = found.remove(&id).unwrap_or_default();
+                node_work.state.observe(found, &annotated, begun, now);
+                work.dirty.insert(id);
+            }
+        }
+    }
+
+    /// The associations that pods' annotations name, which EC2 lists only all at once.
+    fn annotated_associations(&self) -> BTreeMap<BranchId, AssociationId> {
+        let pods = self.cluster.pods.values();
+        let named = pods.filter_map(|pod| match &pod.object.annotation {
+            Annotation::Names(interface) if !interface.association_id.is_empty() => Some((
+                BranchId::from(interface.interface_id.as_str()),
+                AssociationId::from(interface.association_id.as_str()),
+            )),
+            _ => None,
+        });
+        named.collect()
+    }
+
+    fn described(
+        &mut self,
+        work: &mut Work,
+        ids: Vec<String>,
+        result: Result<Vec<Instance>, CallError>,
+        now: Instant,
+    ) {
+        work.describing = false;
+        match result {
+            Ok(instances) => {
+                work.retries.remove(&Who::Instances);
+                let mut unknown: std::collections::BTreeSet<String> = ids.into_iter().collect();
+                for instance in instances {
+                    unknown.remove(&instance.id);
+                    work.dirty.insert(instance.id.clone());
+                    if let Some(node_work) = work.nodes.get_mut(&instance.id) {
+                        node_work.instance = Some(instance);
+                    }
+                }
+                for id in unknown {
+                    tracing::warn!(instance = id, "EC2 does not know the instance of a node");
+                    if let Some(node_work) = work.nodes.get_mut(&id) {
+                        node_work.problem =
+                            Some(format!("EC2 does not know the instance {id} of the node"));
+                    }
+                    work.wakes.insert((now + super::LEFTOVER_PAUSE, id));
+                }
+            }
+            Err(error) => {
+                self.pause(work, Who::Instances, &error, now);
+                for id in &ids {
+                    if let (Some(node), Some(node_work)) =
+                        (self.cluster.node_of(id), work.nodes.get_mut(id))
+                    {
+                        let note = failure(&error, |_| Vec::new());
+                        node_work.problem = Some(note.clone());
+                        let word = format!("{}:{}", error.cause.call, error.code);
+                        self.tell_node(node, Reason::NodeTrunkFailedInitialization, &word, note);
+                    }
+                }
+                work.wanted_instances.extend(ids);
+            }
+        }
+    }
+
+    fn confirmed(
+        &mut self,
+        work: &mut Work,
+        uid: PodUid,
+        result: Result<bool, CallError>,
+        now: Instant,
+    ) {
+        work.confirming.remove(&uid);
+        let who = Who::Confirmation(uid.clone());
+        match result {
+            Ok(true) => {
+                work.retries.remove(&who);
+                if let Some(pod) = self.cluster.pods.get_mut(&uid) {
+                    // A policy that came meanwhile has been seen, or will be.
+                    pod.confirmed_unselected = pod.groups.is_empty();
+                }
+            }
+            Ok(false) => {
+                work.pauses.insert(who, now + WATCH_LAG);
+            }
+            Err(error) => {
+                self.pause(work, who, &error, now);
+                if let Some(pod) = self.cluster.pods.get(&uid) {
+                    self.tell_unconfirmed(&uid, pod, &error);
+                }
+            }
+        }
+        if let Some(pod) = self.cluster.pods.get(&uid) {
+            work.dirty_names.insert(pod.object.node.clone());
+        }
+    }
+
+    fn tell_unconfirmed(&self, uid: &PodUid, pod: &PodEntry, error: &CallError) {
+        let word = format!("{}:{}", error.cause.call, error.code);
+        let note = failure(error, |_| Vec::new());
+        self.tell_pod(uid, pod, Reason::BranchAllocationFailed, &word, note);
+    }
+
+    fn chore_done(
+        &mut self,
+        work: &mut Work,
+        node: String,
+        chore: &Chore,
+        result: Result<(), CallError>,
+        now: Instant,
+    ) {
+        work.chores.remove(&(node.clone(), chore.kind()));
+        let who = Who::Chore(node.clone(), chore.kind());
+        match result {
+            Ok(()) => {
+                work.retries.remove(&who);
+                // Until the watch shows what was written, it looks as if it were still due.
+                work.pauses.insert(who, now + WATCH_LAG);
+            }
+            Err(error) => {
+                tracing::warn!(node, chore = chore.kind(), %error, "can't write to the node");
+                self.pause(work, who, &error, now);
+            }
+        }
+        work.dirty_names.insert(node);
+    }
+
+    /// Lets someone wait after a failure that is not about a single interface.
+    fn pause(&self, work: &mut Work, who: Who, error: &CallError, now: Instant) -> Instant {
+        tracing::warn!(?who, %error, "call failed");
+        let jitter = jitter(work.next_tick());
+        let at = work.retries.failed(&who, error.cause.clone(), error.class, now, jitter);
+        work.pauses.insert(who, at);
+        at
+    }
+
+    /// Tells when the cooldown has changed while this process leads.
+    pub(super) fn note_cooldown(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let cooldown = &self.cluster.cooldown;
+        if work.cooldown == cooldown.period || !self.cluster.is_complete() {
+            return;
+        }
+        work.cooldown = cooldown.period;
+        let mut note = format!(
+            "Branch interfaces rest for {} s after their pod now",
+            cooldown.period.as_secs()
+        );
+        if let Some(refused) = &cooldown.refused {
+            note = format!("{note}: {refused}");
+        }
+        let names: Vec<_> = work.nodes.values().filter_map(|it| it.name.clone()).collect();
+        for name in names {
+            if let Some(node) = self.cluster.nodes.get(&name) {
+                let reason = Reason::BranchEniCoolDownPeriodUpdated;
+                self.tell_node(node, reason, "Cooldown", note.clone());
+            }
+        }
+    }
+}
+
+const NO_POLICY: &str = "no SecurityGroupPolicy selects the pod, so these are its node's groups";
+
+/// A branch that looked idle names a pod that the watch has not shown.
+fn still_used(branch: &BranchId) -> CallError {
+    CallError {
+        cause: Cause {
+            call: "list pods",
+            scope: branch.as_str().to_owned(),
+        },
+        class: ErrorClass::Retry,
+        failed: Failed::Elsewhere,
+        code: "InUse".to_owned(),
+        message: format!("the annotation of a pod names branch interface {}", branch.as_str()),
+    }
+}
+
+/// What a failure of the same kind would have named.
+fn cause_of(action: &Action, work: &Work, instance: &str) -> Cause {
+    let subnet = || {
+        let node = work.nodes.get(instance);
+        node.map(|it| it.subnet_id.clone()).unwrap_or_default()
+    };
+    let (call, scope) = match action {
+        Action::CreateTrunk { .. } | Action::CreateBranch { .. } => {
+            ("CreateNetworkInterface", subnet())
+        }
+        Action::AttachTrunk(_) => ("AttachNetworkInterface", instance.to_owned()),
+        Action::SetTrunkGroups(..) => ("ModifyNetworkInterfaceAttribute", instance.to_owned()),
+        Action::Reuse { .. } | Action::SetGroups { .. } => {
+            ("ModifyNetworkInterfaceAttribute", String::new())
+        }
+        Action::DeleteTrunk(_) | Action::DeleteBranch(_) => {
+            ("DeleteNetworkInterface", String::new())
+        }
+        Action::Associate { .. } => ("AssociateTrunkInterface", instance.to_owned()),
+        Action::Disassociate { .. } => ("DisassociateTrunkInterface", String::new()),
+        Action::Annotate { .. } => ("patch pod", String::new()),
+        Action::ConfirmIdle(_) => ("list pods", String::new()),
+    };
+    Cause {
+        call,
+        scope,
+    }
+}
+
+/// Spreads retries; no randomness is needed for that.
+fn jitter(tick: Tick) -> f64 {
+    let spread = u32::try_from(tick.wrapping_mul(2_654_435_761) % 1_000).unwrap_or_default();
+    f64::from(spread) / 1_000.0
+}

@@ -1,0 +1,567 @@
+//! From what is known to the next calls.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::{
+    Done, GROUP_CHECK_PAUSE, LEFTOVER_PAUSE, NodeWork, TRUNK_GRACE, Who, Work, Worker,
+};
+use crate::allocator::calls::{Circumstances, PodReference};
+use crate::allocator::chores::{self, TrunkState};
+use crate::allocator::cluster::PodEntry;
+use crate::allocator::desired::{self, Network, Rules, Standing, asks, desired};
+use crate::allocator::events::{Event, Reason, Regarding};
+use crate::allocator::objects::Annotation;
+use crate::allocator::{Action, PodUid, Subject};
+use crate::ec2::calls::Priority;
+use crate::ec2::instance_limits::InstanceLimits;
+
+/// Whether a node of some type can take part.
+enum Support {
+    Yes(InstanceLimits),
+    /// The type takes no trunk.
+    No,
+    /// EC2 is being asked.
+    Unknown,
+}
+
+impl Worker {
+    /// Looks at everything that may have changed, and starts the calls that follow.
+    pub(super) fn reconcile(&mut self, now: Instant) {
+        let is_held = self.leadership.borrow().is_held();
+        let Some(mut work) = self.work.take() else { return };
+        // Nothing is decided from half of a cluster.
+        if is_held && self.cluster.is_complete() {
+            self.observe_all(&mut work, now);
+            if work.observed {
+                self.wake_due(&mut work, now);
+                self.check_groups(&mut work, now);
+                while !(work.dirty_names.is_empty() && work.dirty.is_empty()) {
+                    for name in std::mem::take(&mut work.dirty_names) {
+                        self.reconcile_name(&mut work, &name, now);
+                    }
+                    for instance in std::mem::take(&mut work.dirty) {
+                        self.reconcile_instance(&mut work, &instance, now);
+                    }
+                }
+                self.describe_instances(&mut work, now);
+            }
+        }
+        self.work = Some(work);
+    }
+
+    fn wake_due(&self, work: &mut Work, now: Instant) {
+        while work.wakes.first().is_some_and(|(at, _)| *at <= now) {
+            let (_, instance) = work.wakes.pop_first().expect("there is a first");
+            if work.nodes.contains_key(&instance) {
+                work.dirty.insert(instance);
+            } else {
+                work.dirty_names.insert(instance);
+            }
+        }
+    }
+
+    /// Observes all interfaces of the cluster, at first and from time to time.
+    fn observe_all(&self, work: &mut Work, now: Instant) {
+        if work.observing_all || work.audit_at > now {
+            return;
+        }
+        work.observing_all = true;
+        let begun = work.next_tick();
+        let calls = self.calls.clone();
+        // At first everybody waits for it.
+        let priority = match work.observed {
+            true => Priority::Audit,
+            false => Priority::Allocation,
+        };
+        work.tasks.spawn(async move {
+            let result = calls.interfaces(None, priority).await;
+            Done::Observed {
+                instance: None,
+                begun,
+                result,
+            }
+        });
+    }
+
+    fn check_groups(&self, work: &mut Work, now: Instant) {
+        if work.lacking_groups.is_empty() || work.checking_groups || work.check_groups_at > now {
+            return;
+        }
+        work.checking_groups = true;
+        work.check_groups_at = now + GROUP_CHECK_PAUSE;
+        let groups = self.groups.clone();
+        work.tasks.spawn(async move {
+            let found = groups.recheck().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "missing security groups can't be looked up");
+                Vec::new()
+            });
+            Done::GroupsChecked(found)
+        });
+    }
+
+    fn describe_instances(&self, work: &mut Work, now: Instant) {
+        if work.describing || work.wanted_instances.is_empty() {
+            return;
+        }
+        let first = work.wanted_instances.first().cloned().unwrap_or_default();
+        if work.rests(&Who::Instances, now, &first) {
+            return;
+        }
+        work.describing = true;
+        let ids: Vec<_> = std::mem::take(&mut work.wanted_instances).into_iter().collect();
+        let calls = self.calls.clone();
+        work.tasks.spawn(async move {
+            let result = calls.instances(ids.clone()).await;
+            Done::Described { ids, result }
+        });
+    }
+
+    /// What is to be done for a node's objects; its instance follows.
+    fn reconcile_name(&mut self, work: &mut Work, name: &str, now: Instant) {
+        if let Some(cni_node) = self.cluster.cni_nodes.get(name)
+            && !cni_node.object.spec.features.is_empty()
+        {
+            let features = cni_node.object.spec.features.clone();
+            work.features.insert(name.to_owned(), features);
+        }
+        let Some(node) = self.cluster.nodes.get(name) else {
+            self.let_go(work, name, now);
+            return;
+        };
+        let Some(instance) = node.instance_id().map(str::to_owned) else {
+            return;
+        };
+        if asks(&self.cluster, node) || work.nodes.contains_key(&instance) {
+            let known = work.nodes.entry(instance.clone()).or_default();
+            known.name = Some(name.to_owned());
+            known.gone_since = None;
+            let instances = work.instances_by_name.entry(name.to_owned()).or_default();
+            instances.insert(instance.clone());
+            work.dirty.insert(instance);
+        } else {
+            self.do_chores(work, name, TrunkState::Unknown, now);
+        }
+    }
+
+    /// The node is gone: its CNINode goes once its interfaces are.
+    fn let_go(&mut self, work: &mut Work, name: &str, now: Instant) {
+        let instances = work.instances_by_name.get(name).cloned().unwrap_or_default();
+        for instance in &instances {
+            let is_new = |it: &NodeWork| it.gone_since.is_none();
+            if work.nodes.get(instance).is_some_and(is_new) {
+                work.dirty.insert(instance.clone());
+            }
+        }
+        let is_empty = |id: &String| work.nodes.get(id).is_none_or(|it| it.state.is_empty());
+        if !instances.iter().all(is_empty) {
+            return;
+        }
+        match self.cluster.cni_nodes.get(name).and_then(chores::release) {
+            Some(chore) => self.start_chore(work, name, chore, now),
+            None if !self.cluster.cni_nodes.contains_key(name) => {
+                work.features.remove(name);
+                work.instances_by_name.remove(name);
+            }
+            None => {}
+        }
+    }
+
+    fn do_chores(&mut self, work: &mut Work, name: &str, trunk: TrunkState, now: Instant) {
+        let Some(node) = self.cluster.nodes.get(name) else { return };
+        let features = work.features.get(name).map(Vec::as_slice).unwrap_or_default();
+        let due = chores::due(node, self.cluster.cni_nodes.get(name), trunk, features);
+        for chore in due {
+            self.start_chore(work, name, chore, now);
+        }
+    }
+
+    fn start_chore(&self, work: &mut Work, name: &str, chore: chores::Chore, now: Instant) {
+        let key = (name.to_owned(), chore.kind());
+        let who = Who::Chore(name.to_owned(), chore.kind());
+        if work.chores.contains(&key) || work.rests(&who, now, name) {
+            return;
+        }
+        work.chores.insert(key);
+        let (client, node) = (self.client.clone(), name.to_owned());
+        let cluster_name = self.settings.cluster_name.clone();
+        let leadership = self.leadership.clone();
+        work.tasks.spawn(async move {
+            let result = match leadership.borrow().is_held() {
+                true => Ok(()),
+                false => Err(super::complete::not_leading()),
+            };
+            let result = match result {
+                Ok(()) => chore.carry_out(&client, &cluster_name, &node).await,
+                error => error,
+            };
+            Done::ChoreDone { node, chore, result }
+        });
+    }
+
+    fn support(&self, work: &mut Work, instance_type: &str, now: Instant) -> Support {
+        let row = match self.settings.limits.get(instance_type) {
+            Some(row) => Some(row.clone()),
+            None => match work.limits.get(instance_type) {
+                Some(row) => row.clone(),
+                None => {
+                    self.ask_limits(work, instance_type, now);
+                    return Support::Unknown;
+                }
+            },
+        };
+        match row {
+            Some(row) if row.trunking && row.branch_interfaces > 0 => Support::Yes(row),
+            _ => Support::No,
+        }
+    }
+
+    fn ask_limits(&self, work: &mut Work, instance_type: &str, now: Instant) {
+        let who = Who::Limits(instance_type.to_owned());
+        if work.asking_limits.contains(instance_type) || work.rests(&who, now, "") {
+            return;
+        }
+        work.asking_limits.insert(instance_type.to_owned());
+        let (calls, instance_type) = (self.calls.clone(), instance_type.to_owned());
+        work.tasks.spawn(async move {
+            let result = calls.limits(&instance_type).await;
+            Done::Limits {
+                instance_type,
+                result,
+            }
+        });
+    }
+
+    fn reconcile_instance(&mut self, work: &mut Work, instance: &str, now: Instant) {
+        let Some(mut node_work) = work.nodes.remove(instance) else { return };
+        self.plan(work, instance, &mut node_work, now);
+        if node_work.gone_since.is_some() && node_work.state.is_empty() {
+            // Only its CNINode may be left.
+            if let Some(name) = node_work.name {
+                if let Some(instances) = work.instances_by_name.get_mut(&name) {
+                    instances.remove(instance);
+                }
+                self.let_go(work, &name, now);
+            }
+            return;
+        }
+        work.nodes.insert(instance.to_owned(), node_work);
+    }
+
+    fn plan(&mut self, work: &mut Work, instance: &str, node_work: &mut NodeWork, now: Instant) {
+        self.observe_one(work, instance, node_work, now);
+        let node = self.cluster.node_of(instance).cloned();
+        let mut support = None;
+        let mut network: Option<Network> = None;
+        if let Some(node) = &node {
+            node_work.name = Some(node.name().to_owned());
+            node_work.gone_since = None;
+            let Some(facts) = &node_work.instance else {
+                work.wanted_instances.insert(instance.to_owned());
+                return;
+            };
+            let instance_type = node.instance_type().unwrap_or(&facts.instance_type);
+            let asks = asks(&self.cluster, node);
+            if asks {
+                match self.support(work, instance_type, now) {
+                    Support::Yes(limits) => support = Some(limits),
+                    Support::No => self.tell_unsupported(node_work, node, instance_type),
+                    Support::Unknown => return,
+                }
+            }
+            let trunk = match (&support, &node_work.state.observed.trunk) {
+                (Some(limits), Some(trunk)) if trunk.attached => {
+                    TrunkState::Attached(limits.branch_interfaces)
+                }
+                (None, None) if asks => TrunkState::Unsupported,
+                _ => TrunkState::Unknown,
+            };
+            match desired::network(&self.cluster, node, facts) {
+                Ok(found) => network = Some(found),
+                Err(problem) if support.is_some() => {
+                    self.tell_network_problem(node_work, node, &problem);
+                }
+                Err(_) => {}
+            }
+            let name = node.name().to_owned();
+            self.do_chores(work, &name, trunk, now);
+        } else {
+            node_work.gone_since.get_or_insert(now);
+            work.wakes.insert((now + LEFTOVER_PAUSE, instance.to_owned()));
+        }
+
+        let standing = match (&node, &support, &network) {
+            (Some(_), Some(limits), Some(network)) => Standing::TakesPart(limits, network),
+            (Some(_), _, _) => Standing::Stays,
+            (None, _, _) => Standing::Gone,
+        };
+        let rules = Rules {
+            cooldown: self.cluster.cooldown.period,
+            warm_limit: self.settings.warm_branches,
+        };
+        let pods: Vec<(&PodUid, &PodEntry)> = match &node {
+            Some(node) => self.cluster.pods_on(node.name()).collect(),
+            // Nothing is made for pods of a node that is gone; what they have stays theirs.
+            None => self.annotated_on(node_work),
+        };
+        let desired = desired(standing, pods.iter().copied(), &node_work.state, rules);
+
+        let mut held = desired.held;
+        held.extend(self.held_by_groups(work, instance, &desired.node));
+        let in_grace = node_work.gone_since.is_some_and(|since| since + TRUNK_GRACE > now);
+        if in_grace || (node.is_some() && matches!(standing, Standing::Stays)) {
+            held.push(Subject::Trunk);
+        }
+        for pod in &desired.unconfirmed {
+            self.confirm(work, pod, instance, now);
+        }
+        for (uid, pod) in &pods {
+            self.announce(work, uid, pod, now);
+        }
+        let plan = node_work.state.plan(&desired.node, held, now);
+        if let Some(at) = plan.wake_at {
+            work.wakes.insert((at, instance.to_owned()));
+        }
+        let trunk_subnet = network.map(|network| network.subnet_id).unwrap_or_default();
+        let max_interfaces = support.map_or(0, |limits| limits.max_interfaces);
+        let mut idle = Vec::new();
+        for action in plan.actions {
+            if let Action::ConfirmIdle(branch) = &action {
+                idle.push(branch.clone());
+                let tick = work.next_tick();
+                node_work.state.begin(&action, tick, now);
+                continue;
+            }
+            let known = self.circumstances(
+                instance,
+                node_work,
+                &action,
+                trunk_subnet.clone(),
+                max_interfaces,
+            );
+            let tick = work.next_tick();
+            node_work.state.begin(&action, tick, now);
+            self.start(work, instance, action, known);
+        }
+        if !idle.is_empty() {
+            let name = node.as_ref().map(|node| node.name().to_owned());
+            let (calls, instance) = (self.calls.clone(), instance.to_owned());
+            work.tasks.spawn(async move {
+                let result = calls.branches_in_use(name.as_deref()).await;
+                Done::Idle {
+                    instance,
+                    branches: idle,
+                    result,
+                }
+            });
+        }
+    }
+
+    /// Pods whose annotation names a branch of a node that is gone, or that wait on it.
+    fn annotated_on(&self, node_work: &NodeWork) -> Vec<(&PodUid, &PodEntry)> {
+        let branches = &node_work.state.observed.branches;
+        let pods = self.cluster.pods.iter();
+        pods.filter(|(_, pod)| {
+            pod.annotated().is_some_and(|branch| branches.contains_key(&branch))
+        })
+        .collect()
+    }
+
+    /// What waits for a security group, as long as it still wants it.
+    fn held_by_groups(
+        &self,
+        work: &mut Work,
+        instance: &str,
+        desired: &crate::allocator::DesiredNode,
+    ) -> Vec<Subject> {
+        let wanted: BTreeSet<&str> = desired
+            .pods
+            .values()
+            .flat_map(|pod| &pod.group_ids)
+            .chain(desired.trunk_groups.iter().flatten())
+            .map(crate::api::SecurityGroupId::as_str)
+            .collect();
+        work.lacking_groups.retain(|(of, _), group| {
+            of != instance || wanted.contains(group.as_str())
+        });
+        let lacking = work.lacking_groups.keys();
+        let here = lacking.filter(|(of, _)| of == instance);
+        here.map(|(_, subject)| subject.clone()).collect()
+    }
+
+    fn observe_one(&self, work: &mut Work, instance: &str, node_work: &mut NodeWork, now: Instant) {
+        if !node_work.state.needs_observation() || node_work.observing {
+            return;
+        }
+        let who = Who::Observation(Some(instance.to_owned()));
+        if work.rests(&who, now, instance) {
+            return;
+        }
+        node_work.observing = true;
+        let begun = work.next_tick();
+        let (calls, instance) = (self.calls.clone(), instance.to_owned());
+        work.tasks.spawn(async move {
+            let result = calls.interfaces(Some(&instance), Priority::Allocation).await;
+            Done::Observed {
+                instance: Some(instance),
+                begun,
+                result,
+            }
+        });
+    }
+
+    /// Asks the API server whether really no policy selects a pod.
+    fn confirm(&self, work: &mut Work, uid: &PodUid, instance: &str, now: Instant) {
+        let Some(pod) = self.cluster.pods.get(uid) else { return };
+        let who = Who::Confirmation(uid.clone());
+        if work.confirming.contains(uid) || work.rests(&who, now, instance) {
+            return;
+        }
+        work.confirming.insert(uid.clone());
+        let (calls, uid, pod) = (self.calls.clone(), uid.clone(), pod.object.clone());
+        let may_be_undefined = !self.cluster.policies_defined;
+        work.tasks.spawn(async move {
+            let result = calls.is_unselected(&pod, may_be_undefined).await;
+            Done::Confirmed { pod: uid, result }
+        });
+    }
+
+    fn announce(&self, work: &mut Work, uid: &PodUid, pod: &PodEntry, now: Instant) {
+        if pod.object.annotation != Annotation::Absent {
+            return;
+        }
+        work.bound_at.entry(uid.clone()).or_insert(now);
+        if pod.groups.is_empty() || !work.announced.insert(uid.clone()) {
+            return;
+        }
+        let groups: Vec<_> = pod.groups.iter().map(ToString::to_string).collect();
+        let note = format!("Pod will get the security groups {}", groups.join(", "));
+        self.tell_pod(uid, pod, Reason::SecurityGroupRequested, "Select", note);
+    }
+
+    fn circumstances(
+        &self,
+        instance: &str,
+        node_work: &NodeWork,
+        action: &Action,
+        subnet_id: String,
+        max_interfaces: u32,
+    ) -> Circumstances {
+        let state = &node_work.state;
+        let name = node_work.name.as_deref().unwrap_or_default();
+        let cni_node = self.cluster.cni_nodes.get(name);
+        let branch = match action {
+            Action::Associate { branch, .. } | Action::Annotate { branch, .. } => Some(branch),
+            _ => None,
+        };
+        let observed = branch.and_then(|id| state.observed.branches.get(id));
+        let pod = match action {
+            Action::Annotate { pod, .. } => self.cluster.pods.get(pod),
+            _ => None,
+        };
+        let facts = branch.and_then(|id| state.facts.get(id));
+        Circumstances {
+            instance_id: instance.to_owned(),
+            subnet_id,
+            max_interfaces,
+            ipv6: self.cluster.plugin.ipv6,
+            extra_tags: cni_node.map(|it| it.object.spec.tags.clone()).unwrap_or_default(),
+            trunk: state.observed.trunk.as_ref().map(|trunk| trunk.id.clone()),
+            generation: state.generation(&action.subject()),
+            pod: pod.map(|pod| PodReference {
+                namespace: pod.object.namespace.clone(),
+                name: pod.object.name.clone(),
+                resource_version: pod.object.resource_version.clone(),
+            }),
+            facts: facts.cloned().unwrap_or_default(),
+            vlan: observed.map(|branch| branch.vlan),
+            association: observed.and_then(|branch| branch.association.clone()),
+        }
+    }
+
+    fn start(&self, work: &mut Work, instance: &str, action: Action, known: Circumstances) {
+        tracing::debug!(instance, ?action, "starting");
+        let (calls, instance) = (self.calls.clone(), instance.to_owned());
+        let leadership = self.leadership.clone();
+        work.tasks.spawn(async move {
+            let is_held = leadership.borrow().is_held();
+            let result = match is_held {
+                true => calls.carry_out(&action, &known).await,
+                false => Err(super::complete::not_leading()),
+            };
+            Done::Carried {
+                instance,
+                action,
+                result,
+            }
+        });
+    }
+
+    fn tell_unsupported(
+        &self,
+        node_work: &mut NodeWork,
+        node: &crate::allocator::objects::NodeObject,
+        instance_type: &str,
+    ) {
+        let note = format!(
+            "Instance type {instance_type} takes no trunk interface, so no pod with security \
+             groups runs here: use a type that does (docs/allocator.md), or add a row for it \
+             with --instance-limits"
+        );
+        if node_work.problem.as_ref() != Some(&note) {
+            self.tell_node(node, Reason::UnsupportedInstanceType, "Trunk", note.clone());
+            node_work.problem = Some(note);
+        }
+    }
+
+    fn tell_network_problem(
+        &self,
+        node_work: &mut NodeWork,
+        node: &crate::allocator::objects::NodeObject,
+        problem: &desired::NetworkProblem,
+    ) {
+        let note = format!("Interfaces can't be made: {problem}");
+        if node_work.problem.as_ref() != Some(&note) {
+            self.tell_node(
+                node,
+                Reason::NodeTrunkFailedInitialization,
+                "CustomNetworking",
+                note.clone(),
+            );
+            node_work.problem = Some(note);
+        }
+    }
+
+    pub(super) fn tell_pod(
+        &self,
+        uid: &PodUid,
+        pod: &PodEntry,
+        reason: Reason,
+        action: &str,
+        note: String,
+    ) {
+        self.events.publish(Event::new(pod_reference(uid, pod), reason, action, note));
+    }
+
+    pub(super) fn tell_node(
+        &self,
+        node: &crate::allocator::objects::NodeObject,
+        reason: Reason,
+        action: &str,
+        note: String,
+    ) {
+        let regarding = Regarding::Node {
+            name: node.name().to_owned(),
+            uid: node.uid().to_owned(),
+        };
+        self.events.publish(Event::new(regarding, reason, action, note));
+    }
+}
+
+pub(super) fn pod_reference(uid: &PodUid, pod: &PodEntry) -> Regarding {
+    Regarding::Pod {
+        namespace: pod.object.namespace.clone(),
+        name: pod.object.name.clone(),
+        uid: uid.as_str().to_owned(),
+    }
+}
