@@ -10,8 +10,10 @@
 mod candidate;
 pub mod cooldown;
 pub mod election;
+pub mod events;
 mod node;
 mod plan;
+mod request_error;
 #[cfg(test)]
 mod simulation;
 pub mod view;
