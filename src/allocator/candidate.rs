@@ -157,12 +157,11 @@ impl Candidate {
         }
     }
 
-    /// When an attempt that starts now is given up: a lapse is to be noticed on time.
-    pub(super) fn deadline(&self, now: Instant, timeout: Duration) -> Instant {
-        let deadline = now + timeout;
+    /// How long an attempt that starts now may take: a lapse is to be noticed on time.
+    pub(super) fn patience(&self, now: Instant, longest: Duration) -> Duration {
         match self.held_until {
-            Some(until) if now < until => deadline.min(until),
-            _ => deadline,
+            Some(until) if now < until => longest.min(until - now),
+            _ => longest,
         }
     }
 
@@ -391,20 +390,15 @@ mod tests {
     #[test]
     fn an_attempt_of_the_holder_ends_with_its_time() {
         let sent = Instant::now();
-        let (mut a, timeout) = (candidate("a"), Duration::from_secs(1));
-        assert_eq!(a.deadline(sent, timeout), after(sent, 1000));
+        let (mut a, longest) = (candidate("a"), Duration::from_secs(1));
+        assert_eq!(a.patience(sent, longest), longest);
         a.observe(None, sent);
         write(&mut a, &mut Server::default(), sent);
 
-        assert_eq!(
-            a.deadline(after(sent, 625), timeout),
-            after(sent, 625 + 1000)
-        );
-        assert_eq!(a.deadline(after(sent, 2000), timeout), after(sent, 2250));
-        assert_eq!(
-            a.deadline(after(sent, 2250), timeout),
-            after(sent, 2250 + 1000)
-        );
+        for (passed, patience) in [(625, 1000), (1250, 1000), (2000, 250), (2250, 1000)] {
+            let patience = Duration::from_millis(patience);
+            assert_eq!(a.patience(after(sent, passed), longest), patience);
+        }
     }
 
     #[test]

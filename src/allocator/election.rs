@@ -26,10 +26,11 @@ use kube::api::{Api, PostParams};
 use kube::runtime::watcher::watch_object;
 use kube::{Client, Error};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::candidate::{Candidate, Step, holder};
+use super::request_error::{RequestError, in_time};
 
 pub use super::candidate::Leadership;
 
@@ -45,26 +46,6 @@ pub struct Election {
     name: String,
     identity: String,
     duration: Duration,
-}
-
-/// Why an attempt came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("the API server did not answer in time")]
-    TimedOut,
-    #[error("{}", in_words(.0))]
-    Failed(#[from] Error),
-}
-
-fn in_words(error: &Error) -> String {
-    match error {
-        Error::Api(status) if status.code == 403 => format!(
-            "{}; give the allocator's service account the rights of manifests/rbac.yaml",
-            status.message
-        ),
-        Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 impl Election {
@@ -121,17 +102,17 @@ impl Election {
                 Step::Write => self.write(&mut candidate).await,
             };
             self.publish(&mut candidate, state);
-            let Err(failure) = attempt else {
+            let Err(error) = attempt else {
                 is_failing = false;
                 continue;
             };
             // Once in a row; the retries are many.
             if is_failing {
-                debug!(lease = self.name, "cannot use the lease: {failure}");
+                debug!(lease = self.name, "cannot use the lease: {error}");
             } else {
                 warn!(
                     lease = self.name,
-                    "cannot use the lease, trying on: {failure}"
+                    "cannot use the lease, trying on: {error}"
                 );
             }
             is_failing = true;
@@ -146,18 +127,17 @@ impl Election {
     /// make is started any more, whatever the last state says. A failure is logged; another
     /// then leads when the lease's time is over.
     pub async fn release(&self) {
-        let outcome = timeout(self.request_timeout(), self.try_release()).await;
-        match outcome.map_err(|_| Failure::TimedOut) {
-            Ok(Ok(true)) => info!(lease = self.name, "gave up the lease"),
-            Ok(Ok(false)) => {}
-            Ok(Err(failure)) | Err(failure) => warn!(
+        match in_time(self.request_timeout(), self.try_release()).await {
+            Ok(true) => info!(lease = self.name, "gave up the lease"),
+            Ok(false) => {}
+            Err(error) => warn!(
                 lease = self.name,
-                "cannot give up the lease, which ends by itself in {:?}: {failure}", self.duration
+                "cannot give up the lease, which ends by itself in {:?}: {error}", self.duration
             ),
         }
     }
 
-    async fn try_release(&self) -> Result<bool, Failure> {
+    async fn try_release(&self) -> kube::Result<bool> {
         loop {
             let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
                 return Ok(false);
@@ -174,26 +154,25 @@ impl Election {
             spec.renew_time = Some(now);
             match self.replace(&lease).await {
                 // A renewal that was under way has arrived.
-                Err(error) if is_conflict(&error) => {}
-                outcome => return Ok(outcome.map(|_| true)?),
+                Err(Error::Api(status)) if status.code == 409 => {}
+                outcome => return outcome.map(|_| true),
             }
         }
     }
 
-    async fn read(&self, candidate: &mut Candidate) -> Result<(), Failure> {
-        let deadline = candidate.deadline(Instant::now(), self.request_timeout());
-        let lease = timeout_at(deadline, self.leases.get_opt(&self.name)).await;
-        let lease = lease.map_err(|_| Failure::TimedOut)??;
+    async fn read(&self, candidate: &mut Candidate) -> Result<(), RequestError> {
+        let patience = candidate.patience(Instant::now(), self.request_timeout());
+        let lease = in_time(patience, self.leases.get_opt(&self.name)).await?;
         candidate.observe(lease, Instant::now());
         Ok(())
     }
 
-    async fn write(&self, candidate: &mut Candidate) -> Result<(), Failure> {
+    async fn write(&self, candidate: &mut Candidate) -> Result<(), RequestError> {
         // Before anything else: from here on the lease's time runs.
         let sent = Instant::now();
-        let deadline = candidate.deadline(sent, self.request_timeout());
+        let patience = candidate.patience(sent, self.request_timeout());
         let (lease, exists) = candidate.wanted(Timestamp::now());
-        let answer = timeout_at(deadline, async {
+        let answer = in_time(patience, async {
             if exists {
                 self.replace(&lease).await
             } else {
@@ -201,11 +180,10 @@ impl Election {
             }
         });
         match answer.await {
-            Err(_) => return Err(Failure::TimedOut),
-            Ok(Ok(lease)) => candidate.accepted(lease, sent),
-            Ok(Err(error)) if is_conflict(&error) => candidate.refused(),
-            Ok(Err(error)) if exists && is_not_found(&error) => candidate.refused(),
-            Ok(Err(error)) => return Err(error.into()),
+            Ok(lease) => candidate.accepted(lease, sent),
+            Err(error) if error.is_conflict() => candidate.refused(),
+            Err(error) if exists && error.is_not_found() => candidate.refused(),
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -215,7 +193,7 @@ impl Election {
         &self,
         candidate: &mut Candidate,
         state: &watch::Sender<Leadership>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RequestError> {
         let mut changes = pin!(watch_object(self.leases.clone(), &self.name));
         while let Step::Follow { until } = candidate.next_step(Instant::now()) {
             tokio::select! {
@@ -262,12 +240,4 @@ impl Election {
             is_modified
         });
     }
-}
-
-fn is_conflict(error: &Error) -> bool {
-    matches!(error, Error::Api(status) if status.code == 409)
-}
-
-fn is_not_found(error: &Error) -> bool {
-    matches!(error, Error::Api(status) if status.code == 404)
 }

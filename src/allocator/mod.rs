@@ -16,10 +16,12 @@ mod desired;
 pub mod election;
 pub mod groups;
 mod messages;
+pub mod events;
 mod node;
 mod objects;
 mod plan;
 mod retry;
+mod request_error;
 #[cfg(test)]
 mod simulation;
 pub mod socket;
