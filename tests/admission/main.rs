@@ -4,6 +4,7 @@
 #[path = "../support/waiting.rs"]
 mod waiting;
 
+mod allocator;
 mod cluster;
 mod definition;
 mod https;

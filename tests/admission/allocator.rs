@@ -1,0 +1,268 @@
+//! What pods' creators are told of EC2: the webhook asks an allocator's socket, behind which is
+//! an EC2 that knows security groups and nothing else.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+use sgp::allocator::groups::GroupDirectory;
+use sgp::allocator::socket::{self, Known};
+use sgp::allocator::view::{NodeView, View};
+use sgp::dev::Sandbox;
+use sgp::ec2::calls::{
+    Answer, Association, Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority,
+    SecurityGroup, Subnet,
+};
+use sgp::ec2::instance_limits::InstanceLimits;
+use tokio::sync::{oneshot, watch};
+
+use crate::cluster::{
+    FARGATE_GROUPS, GROUP, Namespace, Output, eventually, pod, requests_interface, start,
+};
+use crate::https;
+
+const MISSING: &str = "sg-00000000000000001";
+const ELSEWHERE: &str = "sg-00000000000000002";
+
+const IS_MISSING: &str = "pod \"web\": security group sg-00000000000000001 of \
+    SecurityGroupPolicy \"all\" does not exist, and no interface can be had with it; name one \
+    that exists in spec.securityGroups.groupIds";
+const IS_ELSEWHERE: &str = "pod \"web\": security group sg-00000000000000002 of \
+    SecurityGroupPolicy \"all\" is in vpc-2, and no interface can be had with it; name one of \
+    the cluster's vpc-1";
+const IS_FULL: &str = "pod \"web\" stays Pending until a branch interface is free: pods have all \
+    of those of 2 nodes (SecurityGroupPolicy \"all\"); delete such a pod, or add a node";
+
+struct SecurityGroups;
+
+fn never<'a, T: 'a>() -> Answer<'a, T> {
+    Box::pin(async { unreachable!("nobody asks for anything but groups") })
+}
+
+impl Ec2 for SecurityGroups {
+    fn security_groups(&self, ids: Vec<String>) -> Answer<'_, Vec<SecurityGroup>> {
+        let known = ids.into_iter().filter(|id| id != MISSING);
+        let groups = known.map(|id| SecurityGroup {
+            vpc_id: if id == ELSEWHERE { "vpc-2" } else { "vpc-1" }.to_owned(),
+            id,
+        });
+        let groups = groups.collect();
+        Box::pin(async { Ok(groups) })
+    }
+
+    fn interfaces(&self, _: Vec<Filter>, _: Priority) -> Answer<'_, Vec<Interface>> {
+        never()
+    }
+    fn instances(&self, _: Vec<String>, _: Priority) -> Answer<'_, Vec<Instance>> {
+        never()
+    }
+    fn subnets(&self, _: Vec<String>) -> Answer<'_, Vec<Subnet>> {
+        never()
+    }
+    fn instance_limits(&self, _: String) -> Answer<'_, Option<InstanceLimits>> {
+        never()
+    }
+    fn associations(&self) -> Answer<'_, Vec<Association>> {
+        never()
+    }
+    fn create_interface(&self, _: NewInterface) -> Answer<'_, Interface> {
+        never()
+    }
+    fn attach(&self, _: String, _: String, _: i32) -> Answer<'_, String> {
+        never()
+    }
+    fn delete_on_termination(&self, _: String, _: String) -> Answer<'_, ()> {
+        never()
+    }
+    fn set_groups(&self, _: String, _: Vec<String>) -> Answer<'_, ()> {
+        never()
+    }
+    fn associate(&self, _: NewAssociation) -> Answer<'_, String> {
+        never()
+    }
+    fn disassociate(&self, _: String) -> Answer<'_, ()> {
+        never()
+    }
+    fn detach(&self, _: String) -> Answer<'_, ()> {
+        never()
+    }
+    fn delete_interface(&self, _: String) -> Answer<'_, ()> {
+        never()
+    }
+}
+
+/// A socket that answers, with two nodes of 9 branch interfaces.
+struct Allocator {
+    view: watch::Sender<Arc<View>>,
+    shutdown: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+}
+
+impl Allocator {
+    fn start(path: &Path) -> Self {
+        let (view, shown) = watch::channel(view(0));
+        let (shutdown, told) = oneshot::channel::<()>();
+        let path = path.to_owned();
+        let server = std::thread::spawn(move || {
+            https::block_on(async {
+                let known = Known {
+                    view: shown,
+                    groups: Arc::new(GroupDirectory::new(Arc::new(SecurityGroups))),
+                    is_ready: Arc::new(AtomicBool::new(true)),
+                };
+                let listener = socket::bind(&path).await.unwrap();
+                socket::serve(listener, known, async {
+                    let _ = told.await;
+                })
+                .await;
+            });
+        });
+        Self {
+            view,
+            shutdown,
+            server,
+        }
+    }
+
+    /// So many pods are on each node.
+    fn show(&self, requested: usize) {
+        self.view.send_replace(view(requested));
+    }
+
+    fn stop(self) {
+        self.shutdown.send(()).unwrap();
+        self.server.join().unwrap();
+    }
+}
+
+fn view(requested: usize) -> Arc<View> {
+    let node = |name: &str| NodeView {
+        name: name.to_owned(),
+        capacity: 9,
+        requested,
+        ..NodeView::default()
+    };
+    Arc::new(View {
+        vpc_id: Some("vpc-1".to_owned()),
+        nodes: vec![node("one"), node("two")],
+        ..View::default()
+    })
+}
+
+/// A sandbox that ends with this process at the latest, whose webhook asks this socket.
+fn asking(socket: &Path, arguments: &[&str]) -> &'static Sandbox {
+    let socket = format!("--allocator-socket={}", socket.display());
+    let arguments = [&[socket.as_str()], arguments].concat();
+    Box::leak(Box::new(start(&arguments)))
+}
+
+fn web() -> Value {
+    pod(json!({"labels": {"app": "web"}}), json!({}))
+}
+
+/// A policy that gives these groups to pods like [`web`].
+fn gives(namespace: &Namespace, group_ids: &[&str]) {
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "securityGroups": {"groupIds": group_ids}
+    });
+    namespace.policies(&[("all", spec)]);
+}
+
+/// Tries a pod until the allocator answered in time, which it does not on a machine that is
+/// very busy: without it there are no warnings and no denials.
+#[track_caller]
+fn warned(namespace: &Namespace, pod: &Value, expected: &[&str]) -> Output {
+    eventually(&format!("{expected:?}"), || {
+        let tried = namespace.dry_run(pod).ok();
+        let warnings = tried.warnings();
+        assert!(warnings.is_empty() || warnings == expected, "{tried:#?}");
+        (warnings == expected).then_some(tried)
+    })
+}
+
+fn unanswered(sandbox: &Sandbox) -> u64 {
+    let text = https::metrics(sandbox.metrics_port());
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("sgp_allocator_lookups_total{outcome=\"unanswered\"} "))
+        .expect("it is there from the start");
+    count.parse().unwrap()
+}
+
+#[test]
+fn creator_is_told_which_groups_are_missing_and_that_no_interface_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("allocator");
+    let allocator = Allocator::start(&path);
+    let sandbox = asking(&path, &[]);
+    let namespace = Namespace::of(sandbox);
+    gives(&namespace, &[GROUP, MISSING, ELSEWHERE]);
+    let told = warned(&namespace, &web(), &[IS_MISSING, IS_ELSEWHERE]);
+    assert!(requests_interface(&told.json()), "it waits for its groups");
+
+    let fargate = json!({"labels": {"app": "web", "eks.amazonaws.com/fargate-profile": "a"}});
+    let fargate = pod(fargate, json!({}));
+    let told = warned(&namespace, &fargate, &[IS_MISSING, IS_ELSEWHERE]).json();
+    let groups = [GROUP, MISSING, ELSEWHERE].join(",");
+    assert_eq!(told["metadata"]["annotations"][FARGATE_GROUPS], groups);
+    let without_groups = namespace.dry_run(&pod(json!({}), json!({}))).ok();
+    assert!(without_groups.warnings().is_empty(), "{without_groups:#?}");
+
+    let full = Namespace::of(sandbox);
+    gives(&full, &[GROUP]);
+    let roomy = full.dry_run(&web()).ok();
+    assert!(roomy.warnings().is_empty(), "{roomy:#?}");
+    allocator.show(9);
+    warned(&full, &web(), &[IS_FULL]);
+    // Interfaces of nodes are nothing to Fargate.
+    let tried = full.dry_run(&fargate).ok();
+    assert!(tried.warnings().is_empty(), "{tried:#?}");
+    allocator.stop();
+}
+
+#[test]
+fn pod_with_a_missing_group_is_refused_if_the_operator_says_so_and_the_allocator_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("allocator");
+    let allocator = Allocator::start(&path);
+    let sandbox = asking(&path, &["--missing-groups=deny"]);
+    let namespace = Namespace::of(sandbox);
+    gives(&namespace, &[GROUP, MISSING]);
+    let refused = eventually("the refusal", || {
+        let tried = namespace.dry_run(&web());
+        (!tried.success).then_some(tried)
+    });
+    let text = format!(
+        "admission webhook \"mpod-enforced.vpc.k8s.aws\" denied the request: {IS_MISSING}\n"
+    );
+    assert!(
+        refused.stderr.contains("Error from server (Forbidden)"),
+        "{refused:#?}"
+    );
+    assert!(refused.stderr.ends_with(&text), "{refused:#?}");
+    assert!(refused.warnings().is_empty(), "{refused:#?}");
+
+    // It takes connections and says nothing.
+    allocator.stop();
+    let silent = UnixListener::bind(&path).unwrap();
+    let before = unanswered(sandbox);
+    let let_in = eventually("the last answer to be too old", || {
+        let tried = namespace.dry_run(&web());
+        tried.success.then_some(tried)
+    });
+    assert!(requests_interface(&let_in.json()));
+    assert!(let_in.warnings().is_empty(), "{let_in:#?}");
+    assert!(unanswered(sandbox) > before);
+
+    // Another one takes its place.
+    drop(silent);
+    let allocator = Allocator::start(&path);
+    eventually("the refusal, again", || {
+        (!namespace.dry_run(&web()).success).then_some(())
+    });
+    allocator.stop();
+}
