@@ -31,7 +31,7 @@ use super::calls::{
     Answer, Association, Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority,
     SecurityGroup, Subnet,
 };
-use super::error::{Ec2Error, ErrorClass, NO_ANSWER};
+use super::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS};
 use super::hedging;
 use super::instance_limits::InstanceLimits;
 use super::metrics::Ec2Metrics;
@@ -161,7 +161,7 @@ impl AwsEc2 {
             let answer = answer.map_err(|error| failures::failure(call, error));
             match &answer {
                 Err(error) if error.class == ErrorClass::Throttled => self.limiter.throttled(),
-                Err(error) if !error.is_conclusive() => {}
+                Err(error) if !error.is_conclusive() || error.code == NO_CREDENTIALS => {}
                 _ => self.limiter.served(),
             }
             request.end(&answer);
