@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::objects::Annotation;
+use super::objects::{Annotation, PodObject};
 use super::retry::Cause;
 use super::state::{BranchFacts, Effect, Failed};
 use super::watches::BOUND_AND_ALIVE;
@@ -22,10 +22,13 @@ use crate::api::names::{
     TAG_INSTANCE_ID, TAG_OWNER, TAG_POD_UID, TAG_TRUNK_ID, TAG_VLAN_ID, TRUNK_DESCRIPTION,
 };
 use crate::api::{PodEni, SecurityGroupId};
+use crate::api_server::is_not_found;
+use crate::api_server::policies::list_policies;
 use crate::ec2::calls::{
     Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority, Subnet,
 };
 use crate::ec2::error::{Ec2Error, ErrorClass};
+use crate::ec2::instance_limits::InstanceLimits;
 
 /// How long the API server may take for one call.
 const API_TIMEOUT: Duration = Duration::from_secs(4);
@@ -344,6 +347,40 @@ impl Calls {
                 None => return Ok(in_use),
             }
         }
+    }
+
+    /// How many interfaces an instance type carries that the table does not know.
+    pub async fn limits(&self, instance_type: &str) -> Result<Option<InstanceLimits>, CallError> {
+        let limits = self.ec2.instance_limits(instance_type.to_owned()).await;
+        limits.map_err(|error| CallError::of_ec2(error, instance_type))
+    }
+
+    /// Whether, as the API server has it now, no policy selects a pod.
+    pub async fn is_unselected(
+        &self,
+        pod: &PodObject,
+        may_be_undefined: bool,
+    ) -> Result<bool, CallError> {
+        let list = list_policies(&self.client, &pod.namespace);
+        let listed = async {
+            match list.await {
+                Err(error) if may_be_undefined && is_not_found(&error) => Ok(None),
+                listed => listed.map(|index| index.namespace(&pod.namespace)),
+            }
+        };
+        let Some(policies) = ask_api_server("list securitygrouppolicies", listed).await? else {
+            return Ok(true);
+        };
+        let api = Api::<PartialObjectMeta<ServiceAccount>>::namespaced(
+            self.client.clone(),
+            &pod.namespace,
+        );
+        let get = api.get_opt(&pod.service_account);
+        let account = ask_api_server("get serviceaccount", get).await?;
+        let labels = account
+            .and_then(|account| account.metadata.labels)
+            .unwrap_or_default();
+        Ok(policies.selecting(&pod.labels, &labels).is_empty())
     }
 
     fn tags(&self, known: &Circumstances) -> BTreeMap<String, String> {

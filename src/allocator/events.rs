@@ -46,6 +46,8 @@ pub enum Reason {
     BranchAllocationFailed,
     /// A pod's branch interface is made, but could not be written to the pod.
     BranchEniAnnotationFailed,
+    /// The groups of an interface in use have been replaced.
+    SecurityGroupsChanged,
     /// A node has its trunk interface and takes pods with security groups.
     NodeTrunkInitiated,
     /// A node could not be made ready for pods with security groups.
@@ -66,6 +68,7 @@ impl Reason {
             Self::ResourceAllocated => "ResourceAllocated",
             Self::BranchAllocationFailed => "BranchAllocationFailed",
             Self::BranchEniAnnotationFailed => "BranchENIAnnotationFailed",
+            Self::SecurityGroupsChanged => "SecurityGroupsChanged",
             Self::NodeTrunkInitiated => "NodeTrunkInitiated",
             Self::NodeTrunkFailedInitialization => "NodeTrunkFailedInitialization",
             Self::TrunkEniCreationFailed => "TrunkENICreationFailed",
@@ -79,6 +82,7 @@ impl Reason {
         match self {
             Self::SecurityGroupRequested
             | Self::ResourceAllocated
+            | Self::SecurityGroupsChanged
             | Self::NodeTrunkInitiated
             | Self::BranchEniCoolDownPeriodUpdated => false,
             Self::BranchAllocationFailed

@@ -1,11 +1,16 @@
-//! Trunk and branch interfaces: what a node has, what it should have, and the steps between.
+//! Trunk and branch interfaces: what each node has, what it should have, and the calls
+//! between.
 //!
 //! Level-triggered: [`plan`] compares the wanted state of one node with what EC2, the API
-//! server and the calls under way say, and names the next actions. Whoever carries them out
-//! observes what came of them and asks again. Losing the process loses nothing, because
+//! server and the calls under way say, and names the next actions. They are carried out, what
+//! has come of them is observed, and it plans anew. Losing the process loses nothing, because
 //! everything that counts is observed anew.
 //!
-//! Pure: nothing in here makes a call, reads a clock or sleeps.
+//! The pure part, which makes no call and reads no clock: `plan` and the types of `node`;
+//! `state`, through failures and late answers; `cluster` and `desired`, what follows from the
+//! objects of the API server; `retry`. Around it: `watches` bring objects, `worker` is the
+//! loop, `calls` and `chores` carry out. [`election`] says which replica works, [`events`]
+//! tells people, [`socket`] answers the webhook.
 
 mod calls;
 mod candidate;
@@ -14,14 +19,14 @@ mod cluster;
 pub mod cooldown;
 mod desired;
 pub mod election;
+pub mod events;
 pub mod groups;
 mod messages;
-pub mod events;
 mod node;
 mod objects;
 mod plan;
-mod retry;
 mod request_error;
+mod retry;
 #[cfg(test)]
 mod simulation;
 pub mod socket;
@@ -29,6 +34,7 @@ mod state;
 pub mod view;
 mod vlan;
 mod watches;
+mod worker;
 
 pub use node::{
     AssociationId, Branch, BranchId, DesiredNode, DesiredPod, ObservedNode, PodUid, Subject, Trunk,
@@ -36,3 +42,98 @@ pub use node::{
 };
 pub use plan::{Action, Plan, plan};
 pub use vlan::VlanId;
+pub use worker::Settings;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+
+use self::calls::Calls;
+use self::election::{Election, Leadership};
+use self::groups::GroupDirectory;
+use self::socket::Known;
+use self::view::View;
+use self::worker::{Parts, Worker};
+use crate::ec2::calls::Ec2;
+use crate::telemetry::allocator::AllocatorMetrics;
+
+/// How long everything may take to end.
+const FAREWELL: Duration = Duration::from_millis(1_500);
+
+/// What the allocator runs with.
+pub struct Allocator {
+    /// For the API server.
+    pub client: Client,
+    /// For EC2. Its calls that change something have to ask `leadership` first.
+    pub ec2: Arc<dyn Ec2>,
+    /// Who works.
+    pub election: Election,
+    /// Where the election says whether this process does.
+    pub leadership: watch::Sender<Leadership>,
+    /// Where the webhook asks.
+    pub socket: socket::Listener,
+    /// What is counted.
+    pub metrics: AllocatorMetrics,
+    /// What an operator sets.
+    pub settings: Settings,
+}
+
+impl Allocator {
+    /// Runs until `shutdown`, and gives the lease up at the end.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let (changes, to_worker) = mpsc::unbounded_channel();
+        let (view, shown) = watch::channel(Arc::new(View::default()));
+        let identity = self.election.identity().to_owned();
+        let dropped = self.metrics.events_dropped.clone();
+        let (events, writer) = events::channel(self.client.clone(), &identity, dropped);
+        let groups = Arc::new(GroupDirectory::new(self.ec2.clone()));
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let known = Known {
+            view: shown,
+            groups: groups.clone(),
+            is_ready: is_ready.clone(),
+        };
+        let cluster_name = self.settings.cluster_name.clone();
+        let worker = Worker::new(Parts {
+            client: self.client.clone(),
+            calls: Calls::new(self.ec2, self.client.clone(), cluster_name),
+            changes: to_worker,
+            leadership: self.leadership.subscribe(),
+            groups,
+            events,
+            view,
+            is_ready,
+            metrics: self.metrics,
+            settings: self.settings,
+        });
+        let (stop, stopped) = watch::channel(false);
+        let until_stopped = |mut stopped: watch::Receiver<bool>| async move {
+            // The sender lives until all is over.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let work = async {
+            tokio::join!(
+                worker.run(until_stopped(stopped.clone())),
+                writer.run(),
+                socket::serve(self.socket, known, until_stopped(stopped)),
+            );
+        };
+        let stop_in_order = async {
+            shutdown.await;
+            tracing::info!("shutting down");
+            stop.send_replace(true);
+            // Whoever hangs on an API server that does not answer is left behind.
+            tokio::time::sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = work => {}
+            () = stop_in_order => {}
+            () = watches::run(self.client, changes) => {}
+            _ = self.election.run(&self.leadership) => {}
+        }
+        self.election.release().await;
+    }
+}

@@ -125,7 +125,7 @@ pub struct Branch {
 }
 
 /// What an action is about.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Subject {
     /// The node's trunk.
     Trunk,

@@ -145,6 +145,25 @@ impl NodeState {
         self.generations.get(subject).copied().unwrap_or(0)
     }
 
+    /// What has failed and is not wanted any more: its pod or branch is gone.
+    pub fn take_settled(&mut self, desired: &DesiredNode) -> Vec<Subject> {
+        let observed = &mut self.observed;
+        let branches = &observed.branches;
+        let mut settled = Vec::new();
+        observed.retry_at.retain(|subject, _| {
+            let wanted = match subject {
+                Subject::Trunk => true,
+                Subject::Pod(uid) => desired.pods.contains_key(uid),
+                Subject::Branch(id) => branches.contains_key(id),
+            };
+            if !wanted {
+                settled.push(subject.clone());
+            }
+            wanted
+        });
+        settled
+    }
+
     /// Plans the next actions. `held` are subjects that wait for something else.
     pub fn plan(
         &mut self,
@@ -367,7 +386,6 @@ impl NodeState {
 
     fn forget_branch(&mut self, id: &BranchId) {
         self.observed.branches.remove(id);
-        self.observed.retry_at.remove(&Subject::Branch(id.clone()));
         self.facts.remove(id);
         self.made_at.remove(id.as_str());
         self.unsure.remove(&Subject::Branch(id.clone()));

@@ -1,5 +1,7 @@
 //! Flags and wiring. No logic: each subcommand gathers what its room needs and runs it.
 
+mod allocator;
+mod cluster;
 mod crds;
 mod dev;
 mod ec2_simulator;
@@ -29,6 +31,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Webhook(webhook::WebhookArgs),
+    Allocator(allocator::AllocatorArgs),
     Dev(dev::DevArgs),
     Crds(crds::CrdsArgs),
     Ec2Simulator(ec2_simulator::Ec2SimulatorArgs),
@@ -44,6 +47,10 @@ pub fn run() -> ExitCode {
         Command::Webhook(webhook) => {
             logs::init(&arguments.logs);
             webhook.run()
+        }
+        Command::Allocator(allocator) => {
+            logs::init(&arguments.logs);
+            allocator.run()
         }
         Command::Dev(dev) => dev.run(&arguments.logs),
         Command::Crds(crds) => crds.run(),
@@ -126,6 +133,20 @@ mod tests {
             (&["sgp", "webhook", "--unsupported-pods", "deny"], true),
             (&["sgp", "webhook", "--listen", "127.0.0.1"], false),
             (&["sgp", "webhook", "--log-level", "sgp=noisy"], false),
+            (&["sgp", "allocator", "--cluster-name", "c"], true),
+            (&["sgp", "allocator"], false),
+            (&["sgp", "allocator", "--cluster-name", "a b"], false),
+            (
+                &[
+                    "sgp",
+                    "allocator",
+                    "--cluster-name",
+                    "c",
+                    "--lease-duration",
+                    "0",
+                ],
+                false,
+            ),
             (&["sgp", "dev", "--demo", "--exit"], true),
             (&["sgp", "dev", "--exit"], false),
             (&["sgp", "crds", "eniconfigs"], true),

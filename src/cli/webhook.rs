@@ -2,14 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
-use tokio::net::TcpListener;
 
+use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
 use crate::api::names::MUTATING_WEBHOOK_CONFIGURATION;
 use crate::policy::{GracePeriodPolicy, MissingGroupPolicy, Settings, UnsupportedPodPolicy};
@@ -30,9 +27,8 @@ pub(super) struct WebhookArgs {
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
 
-    /// Kubeconfig file; by default $KUBECONFIG, ~/.kube/config or the pod's service account
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 
     /// Certificate chain to serve with, as PEM
     ///
@@ -111,7 +107,7 @@ impl WebhookArgs {
         let certificate = self.certificate()?;
         let ca_bundle = certificate.ca_bundle().map(str::to_owned);
         let tls = certificate.into_server_config()?;
-        let client = self.client().await?;
+        let client = self.cluster.client().await?;
         let listeners = Listeners {
             admission: listen(self.listen).await?,
             metrics: match self.metrics_listen {
@@ -153,30 +149,4 @@ impl WebhookArgs {
             _ => ServingCertificate::make(&self.tls_name)?,
         })
     }
-
-    async fn client(&self) -> anyhow::Result<Client> {
-        let mut config = match &self.kubeconfig {
-            Some(path) => {
-                let kubeconfig = Kubeconfig::read_from(path)?;
-                let options = KubeConfigOptions::default();
-                Config::from_custom_kubeconfig(kubeconfig, &options).await?
-            }
-            None => Config::infer()
-                .await
-                .context("no cluster to talk to; give --kubeconfig")?,
-        };
-        config.connect_timeout = Some(Duration::from_secs(5));
-        // An API server is not reached through a proxy that the environment names for other
-        // purposes.
-        config.proxy_url = None;
-        // Watches and lookups know better how soon to try again, and count their failures.
-        config.default_retry = false;
-        Client::try_from(config).context("the cluster's configuration can't be used")
-    }
-}
-
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on {address}"))
 }

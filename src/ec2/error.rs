@@ -25,6 +25,8 @@ pub const NO_ANSWER: &str = "NoAnswer";
 
 /// The code of a call that was never sent, because there are no credentials to sign it with.
 pub const NO_CREDENTIALS: &str = "NoCredentials";
+/// The code of a call that was not sent because its process may change nothing any more.
+pub const NOT_SENT: &str = "NotSent";
 
 /// Codes that speak of EC2's own troubles. From the section on server errors of the page
 /// that [`ErrorClass`] names.
@@ -88,7 +90,8 @@ pub fn classify(code: &str) -> ErrorClass {
         | "IncorrectState"
         | "InvalidNetworkInterface.InUse"
         | "OperationNotPermitted"
-        | NO_ANSWER => ErrorClass::Retry,
+        | NO_ANSWER
+        | NOT_SENT => ErrorClass::Retry,
 
         "BandwidthLimitExceeded"
         | "EC2ThrottledException"

@@ -2,6 +2,9 @@
 //!
 //! Labels come from closed sets, never from names of objects or texts of errors.
 
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -186,10 +189,22 @@ impl Metrics {
 
     /// All metrics as text.
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("a string takes all that is written to it");
-        text
+        as_text(&self.registry)
     }
+}
+
+/// The metrics of a registry as text.
+pub fn as_text(registry: &Registry) -> String {
+    let mut text = String::new();
+    encode(&mut text, registry).expect("a string takes all that is written to it");
+    text
+}
+
+/// Answers `GET /metrics` with what `text` gives.
+pub fn router(text: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let answer = async move || ([(header::CONTENT_TYPE, kind)], text());
+    Router::new().route("/metrics", get(answer))
 }
 
 impl Default for Metrics {

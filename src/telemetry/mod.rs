@@ -1,4 +1,5 @@
 //! What a running process tells about itself.
 
+pub mod allocator;
 pub mod logs;
 pub mod metrics;

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kube::Client;
@@ -34,7 +34,7 @@ use self::cluster::Cluster;
 use self::server::Limits;
 use crate::api::names::MUTATE_POD_PATH;
 use crate::policy::Settings;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{self, Metrics};
 
 /// The state that all requests share.
 pub struct Webhook {
@@ -135,12 +135,7 @@ async fn serve_metrics(listener: Option<TcpListener>, webhook: &Arc<Webhook>) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
-    let encode = async |State(webhook): State<Arc<Webhook>>| {
-        let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(header::CONTENT_TYPE, text)], webhook.metrics.encode())
-    };
-    let router = Router::new()
-        .route("/metrics", get(encode))
-        .with_state(webhook.clone());
+    let webhook = webhook.clone();
+    let router = metrics::router(move || webhook.metrics.encode());
     server::serve_plain(listener, router, Limits::default()).await;
 }

@@ -39,7 +39,9 @@ impl Worker {
     /// Takes over what a task has come to, and others that have ended meanwhile.
     pub(super) fn complete_all(&mut self, first: Done) {
         let now = Instant::now();
-        let Some(mut work) = self.work.take() else { return };
+        let Some(mut work) = self.work.take() else {
+            return;
+        };
         self.complete(&mut work, first, now);
         while let Some(done) = work.tasks.try_join_next() {
             let done = done.expect("tasks are dropped with the work, and panics end the process");
@@ -144,16 +146,21 @@ impl Worker {
         if let Some((interface, resource_version)) = carried.annotation
             && let Action::Annotate { pod, .. } = action
         {
-            self.cluster.note_annotation(pod, interface, resource_version);
+            self.cluster
+                .note_annotation(pod, interface, resource_version);
         }
         work.dirty.insert(instance.to_owned());
-        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        let Some(node_work) = work.nodes.get_mut(instance) else {
+            return;
+        };
         node_work.state.succeed(action, carried.effect, tick, now);
         self.tell_success(work, instance, action, now);
     }
 
     fn tell_success(&self, work: &mut Work, instance: &str, action: &Action, now: Instant) {
-        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        let Some(node_work) = work.nodes.get_mut(instance) else {
+            return;
+        };
         let node = self.cluster.node_of(instance);
         match action {
             Action::AttachTrunk(trunk) => {
@@ -178,11 +185,20 @@ impl Worker {
                 }
             }
             Action::Annotate { pod: uid, branch } => {
-                let Some(pod) = self.cluster.pods.get(uid) else { return };
+                let Some(pod) = self.cluster.pods.get(uid) else {
+                    return;
+                };
                 if let Some(begun) = work.bound_at.remove(uid) {
-                    self.metrics.allocation_duration.observe((now - begun).as_secs_f64());
+                    self.metrics
+                        .allocation_duration
+                        .observe((now - begun).as_secs_f64());
                 }
-                let facts = node_work.state.facts.get(branch).cloned().unwrap_or_default();
+                let facts = node_work
+                    .state
+                    .facts
+                    .get(branch)
+                    .cloned()
+                    .unwrap_or_default();
                 let observed = node_work.state.observed.branches.get(branch);
                 let groups = observed.map(|it| &it.group_ids).into_iter().flatten();
                 let groups: Vec<_> = groups.map(ToString::to_string).collect();
@@ -210,11 +226,7 @@ impl Worker {
         }
     }
 
-    fn tell_changed_groups(
-        &self,
-        branch: &BranchId,
-        group_ids: &[crate::api::SecurityGroupId],
-    ) {
+    fn tell_changed_groups(&self, branch: &BranchId, group_ids: &[crate::api::SecurityGroupId]) {
         let owner = self.cluster.pods.iter().find(|(_, pod)| {
             matches!(&pod.object.annotation,
                 Annotation::Names(interface) if interface.interface_id == branch.as_str())
@@ -250,18 +262,27 @@ impl Worker {
         let subject = action.subject();
         let who = Who::Subject(instance.to_owned(), subject.clone());
         let jitter = jitter(tick);
-        let retry_at =
-            work.retries.failed(&who, error.cause.clone(), error.class, now, jitter);
-        tracing::info!(instance, ?action, %error, "call failed");
+        let retry_at = work
+            .retries
+            .failed(&who, error.cause.clone(), error.class, now, jitter);
+        match work.retries.failures(&who) {
+            1 => tracing::warn!(instance, ?action, %error, "call failed, it is tried again"),
+            _ => tracing::debug!(instance, ?action, %error, "call failed again"),
+        }
         work.dirty.insert(instance.to_owned());
-        let Some(node_work) = work.nodes.get_mut(instance) else { return };
-        node_work.state.fail(action, error.failed, retry_at, tick, now);
+        let Some(node_work) = work.nodes.get_mut(instance) else {
+            return;
+        };
+        node_work
+            .state
+            .fail(action, error.failed, retry_at, tick, now);
         if error.class == ErrorClass::Missing
             && let Some(group) = messages::group_in(&error.message)
         {
             // It waits until the group is there, which one call finds out for all.
             self.groups.note_missing(group);
-            work.lacking_groups.insert((instance.to_owned(), subject), group.to_owned());
+            work.lacking_groups
+                .insert((instance.to_owned(), subject), group.to_owned());
             if work.check_groups_at < now {
                 work.check_groups_at = now + super::GROUP_CHECK_PAUSE;
             }
@@ -273,7 +294,9 @@ impl Worker {
 
     fn tell_failure(&self, work: &mut Work, instance: &str, action: &Action, error: &CallError) {
         let action_word = format!("{}:{}", error.cause.call, error.code);
-        let Some(node_work) = work.nodes.get_mut(instance) else { return };
+        let Some(node_work) = work.nodes.get_mut(instance) else {
+            return;
+        };
         let pod_uid: Option<PodUid> = match action {
             Action::CreateBranch { pod, .. }
             | Action::Annotate { pod, .. }
@@ -300,7 +323,9 @@ impl Worker {
         }
         let note = failure(error, |_| Vec::new());
         node_work.problem = Some(note.clone());
-        let Some(node) = self.cluster.node_of(instance) else { return };
+        let Some(node) = self.cluster.node_of(instance) else {
+            return;
+        };
         let reason = match action {
             Action::CreateTrunk { .. } => Reason::TrunkEniCreationFailed,
             _ => Reason::NodeTrunkFailedInitialization,
@@ -354,7 +379,8 @@ impl Worker {
                     tracing::info!(instances = found.len(), "all interfaces are known");
                     work.observed = true;
                     work.dirty_names.extend(self.cluster.nodes.keys().cloned());
-                    work.dirty_names.extend(self.cluster.cni_nodes.keys().cloned());
+                    work.dirty_names
+                        .extend(self.cluster.cni_nodes.keys().cloned());
                 }
                 for id in found.keys() {
                     work.nodes.entry(id.clone()).or_default();
@@ -495,7 +521,9 @@ impl Worker {
     fn pause(&self, work: &mut Work, who: Who, error: &CallError, now: Instant) -> Instant {
         tracing::warn!(?who, %error, "call failed");
         let jitter = jitter(work.next_tick());
-        let at = work.retries.failed(&who, error.cause.clone(), error.class, now, jitter);
+        let at = work
+            .retries
+            .failed(&who, error.cause.clone(), error.class, now, jitter);
         work.pauses.insert(who, at);
         at
     }
@@ -515,7 +543,11 @@ impl Worker {
         if let Some(refused) = &cooldown.refused {
             note = format!("{note}: {refused}");
         }
-        let names: Vec<_> = work.nodes.values().filter_map(|it| it.name.clone()).collect();
+        let names: Vec<_> = work
+            .nodes
+            .values()
+            .filter_map(|it| it.name.clone())
+            .collect();
         for name in names {
             if let Some(node) = self.cluster.nodes.get(&name) {
                 let reason = Reason::BranchEniCoolDownPeriodUpdated;
@@ -537,7 +569,10 @@ fn still_used(branch: &BranchId) -> CallError {
         class: ErrorClass::Retry,
         failed: Failed::Elsewhere,
         code: "InUse".to_owned(),
-        message: format!("the annotation of a pod names branch interface {}", branch.as_str()),
+        message: format!(
+            "the annotation of a pod names branch interface {}",
+            branch.as_str()
+        ),
     }
 }
 
@@ -564,10 +599,7 @@ fn cause_of(action: &Action, work: &Work, instance: &str) -> Cause {
         Action::Annotate { .. } => ("patch pod", String::new()),
         Action::ConfirmIdle(_) => ("list pods", String::new()),
     };
-    Cause {
-        call,
-        scope,
-    }
+    Cause { call, scope }
 }
 
 /// Spreads retries; no randomness is needed for that.

@@ -143,6 +143,8 @@ struct NodeWork {
     state: NodeState,
     name: Option<String>,
     instance: Option<Instance>,
+    /// Where its interfaces are made.
+    subnet_id: String,
     observing: bool,
     gone_since: Option<Instant>,
     problem: Option<String>,
@@ -317,7 +319,8 @@ impl Worker {
                 tracing::info!("leading");
                 let mut work = Work::new(now, self.cluster.cooldown.period);
                 work.dirty_names = self.cluster.nodes.keys().cloned().collect();
-                work.dirty_names.extend(self.cluster.cni_nodes.keys().cloned());
+                work.dirty_names
+                    .extend(self.cluster.cni_nodes.keys().cloned());
                 self.work = Some(work);
                 self.metrics.leading.set(1);
             }
@@ -362,7 +365,8 @@ impl Worker {
         if touched.all {
             work.dirty.extend(work.nodes.keys().cloned());
             work.dirty_names.extend(self.cluster.nodes.keys().cloned());
-            work.dirty_names.extend(self.cluster.cni_nodes.keys().cloned());
+            work.dirty_names
+                .extend(self.cluster.cni_nodes.keys().cloned());
         }
         for name in touched.nodes {
             if let Some(instances) = work.instances_by_name.get(&name) {
@@ -383,7 +387,10 @@ impl Worker {
         let audit = (!work.observing_all).then_some(work.audit_at);
         let held_until = self.leadership.borrow().held_until;
         let lease_end = held_until.map(tokio::time::Instant::into_std);
-        [first, groups, audit, lease_end].into_iter().flatten().min()
+        [first, groups, audit, lease_end]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::{
-    Done, GROUP_CHECK_PAUSE, LEFTOVER_PAUSE, NodeWork, TRUNK_GRACE, Who, Work, Worker,
-};
+use super::{Done, GROUP_CHECK_PAUSE, LEFTOVER_PAUSE, NodeWork, TRUNK_GRACE, Who, Work, Worker};
 use crate::allocator::calls::{Circumstances, PodReference};
 use crate::allocator::chores::{self, TrunkState};
 use crate::allocator::cluster::PodEntry;
@@ -29,7 +27,9 @@ impl Worker {
     /// Looks at everything that may have changed, and starts the calls that follow.
     pub(super) fn reconcile(&mut self, now: Instant) {
         let is_held = self.leadership.borrow().is_held();
-        let Some(mut work) = self.work.take() else { return };
+        let Some(mut work) = self.work.take() else {
+            return;
+        };
         // Nothing is decided from half of a cluster.
         if is_held && self.cluster.is_complete() {
             self.observe_all(&mut work, now);
@@ -67,6 +67,10 @@ impl Worker {
             return;
         }
         work.observing_all = true;
+        work.announced
+            .retain(|uid| self.cluster.pods.contains_key(uid));
+        work.bound_at
+            .retain(|uid, _| self.cluster.pods.contains_key(uid));
         let begun = work.next_tick();
         let calls = self.calls.clone();
         // At first everybody waits for it.
@@ -109,7 +113,9 @@ impl Worker {
             return;
         }
         work.describing = true;
-        let ids: Vec<_> = std::mem::take(&mut work.wanted_instances).into_iter().collect();
+        let ids: Vec<_> = std::mem::take(&mut work.wanted_instances)
+            .into_iter()
+            .collect();
         let calls = self.calls.clone();
         work.tasks.spawn(async move {
             let result = calls.instances(ids.clone()).await;
@@ -146,7 +152,11 @@ impl Worker {
 
     /// The node is gone: its CNINode goes once its interfaces are.
     fn let_go(&mut self, work: &mut Work, name: &str, now: Instant) {
-        let instances = work.instances_by_name.get(name).cloned().unwrap_or_default();
+        let instances = work
+            .instances_by_name
+            .get(name)
+            .cloned()
+            .unwrap_or_default();
         for instance in &instances {
             let is_new = |it: &NodeWork| it.gone_since.is_none();
             if work.nodes.get(instance).is_some_and(is_new) {
@@ -168,8 +178,14 @@ impl Worker {
     }
 
     fn do_chores(&mut self, work: &mut Work, name: &str, trunk: TrunkState, now: Instant) {
-        let Some(node) = self.cluster.nodes.get(name) else { return };
-        let features = work.features.get(name).map(Vec::as_slice).unwrap_or_default();
+        let Some(node) = self.cluster.nodes.get(name) else {
+            return;
+        };
+        let features = work
+            .features
+            .get(name)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let due = chores::due(node, self.cluster.cni_nodes.get(name), trunk, features);
         for chore in due {
             self.start_chore(work, name, chore, now);
@@ -195,7 +211,11 @@ impl Worker {
                 Ok(()) => chore.carry_out(&client, &cluster_name, &node).await,
                 error => error,
             };
-            Done::ChoreDone { node, chore, result }
+            Done::ChoreDone {
+                node,
+                chore,
+                result,
+            }
         });
     }
 
@@ -233,9 +253,13 @@ impl Worker {
     }
 
     fn reconcile_instance(&mut self, work: &mut Work, instance: &str, now: Instant) {
-        let Some(mut node_work) = work.nodes.remove(instance) else { return };
+        let Some(mut node_work) = work.nodes.remove(instance) else {
+            return;
+        };
         self.plan(work, instance, &mut node_work, now);
         if node_work.gone_since.is_some() && node_work.state.is_empty() {
+            let trunk = Who::Subject(instance.to_owned(), Subject::Trunk);
+            work.retries.remove(&trunk);
             // Only its CNINode may be left.
             if let Some(name) = node_work.name {
                 if let Some(instances) = work.instances_by_name.get_mut(&name) {
@@ -256,7 +280,7 @@ impl Worker {
         if let Some(node) = &node {
             node_work.name = Some(node.name().to_owned());
             node_work.gone_since = None;
-            let Some(facts) = &node_work.instance else {
+            let Some(facts) = node_work.instance.clone() else {
                 work.wanted_instances.insert(instance.to_owned());
                 return;
             };
@@ -276,7 +300,7 @@ impl Worker {
                 (None, None) if asks => TrunkState::Unsupported,
                 _ => TrunkState::Unknown,
             };
-            match desired::network(&self.cluster, node, facts) {
+            match desired::network(&self.cluster, node, &facts) {
                 Ok(found) => network = Some(found),
                 Err(problem) if support.is_some() => {
                     self.tell_network_problem(node_work, node, &problem);
@@ -287,7 +311,8 @@ impl Worker {
             self.do_chores(work, &name, trunk, now);
         } else {
             node_work.gone_since.get_or_insert(now);
-            work.wakes.insert((now + LEFTOVER_PAUSE, instance.to_owned()));
+            work.wakes
+                .insert((now + LEFTOVER_PAUSE, instance.to_owned()));
         }
 
         let standing = match (&node, &support, &network) {
@@ -308,7 +333,9 @@ impl Worker {
 
         let mut held = desired.held;
         held.extend(self.held_by_groups(work, instance, &desired.node));
-        let in_grace = node_work.gone_since.is_some_and(|since| since + TRUNK_GRACE > now);
+        let in_grace = node_work
+            .gone_since
+            .is_some_and(|since| since + TRUNK_GRACE > now);
         if in_grace || (node.is_some() && matches!(standing, Standing::Stays)) {
             held.push(Subject::Trunk);
         }
@@ -318,11 +345,17 @@ impl Worker {
         for (uid, pod) in &pods {
             self.announce(work, uid, pod, now);
         }
+        for subject in node_work.state.take_settled(&desired.node) {
+            work.retries
+                .remove(&Who::Subject(instance.to_owned(), subject));
+        }
         let plan = node_work.state.plan(&desired.node, held, now);
         if let Some(at) = plan.wake_at {
             work.wakes.insert((at, instance.to_owned()));
         }
-        let trunk_subnet = network.map(|network| network.subnet_id).unwrap_or_default();
+        if let Some(network) = network {
+            node_work.subnet_id = network.subnet_id;
+        }
         let max_interfaces = support.map_or(0, |limits| limits.max_interfaces);
         let mut idle = Vec::new();
         for action in plan.actions {
@@ -332,13 +365,7 @@ impl Worker {
                 node_work.state.begin(&action, tick, now);
                 continue;
             }
-            let known = self.circumstances(
-                instance,
-                node_work,
-                &action,
-                trunk_subnet.clone(),
-                max_interfaces,
-            );
+            let known = self.circumstances(instance, node_work, &action, max_interfaces);
             let tick = work.next_tick();
             node_work.state.begin(&action, tick, now);
             self.start(work, instance, action, known);
@@ -362,7 +389,8 @@ impl Worker {
         let branches = &node_work.state.observed.branches;
         let pods = self.cluster.pods.iter();
         pods.filter(|(_, pod)| {
-            pod.annotated().is_some_and(|branch| branches.contains_key(&branch))
+            pod.annotated()
+                .is_some_and(|branch| branches.contains_key(&branch))
         })
         .collect()
     }
@@ -381,9 +409,8 @@ impl Worker {
             .chain(desired.trunk_groups.iter().flatten())
             .map(crate::api::SecurityGroupId::as_str)
             .collect();
-        work.lacking_groups.retain(|(of, _), group| {
-            of != instance || wanted.contains(group.as_str())
-        });
+        work.lacking_groups
+            .retain(|(of, _), group| of != instance || wanted.contains(group.as_str()));
         let lacking = work.lacking_groups.keys();
         let here = lacking.filter(|(of, _)| of == instance);
         here.map(|(_, subject)| subject.clone()).collect()
@@ -401,7 +428,9 @@ impl Worker {
         let begun = work.next_tick();
         let (calls, instance) = (self.calls.clone(), instance.to_owned());
         work.tasks.spawn(async move {
-            let result = calls.interfaces(Some(&instance), Priority::Allocation).await;
+            let result = calls
+                .interfaces(Some(&instance), Priority::Allocation)
+                .await;
             Done::Observed {
                 instance: Some(instance),
                 begun,
@@ -412,7 +441,9 @@ impl Worker {
 
     /// Asks the API server whether really no policy selects a pod.
     fn confirm(&self, work: &mut Work, uid: &PodUid, instance: &str, now: Instant) {
-        let Some(pod) = self.cluster.pods.get(uid) else { return };
+        let Some(pod) = self.cluster.pods.get(uid) else {
+            return;
+        };
         let who = Who::Confirmation(uid.clone());
         if work.confirming.contains(uid) || work.rests(&who, now, instance) {
             return;
@@ -444,7 +475,6 @@ impl Worker {
         instance: &str,
         node_work: &NodeWork,
         action: &Action,
-        subnet_id: String,
         max_interfaces: u32,
     ) -> Circumstances {
         let state = &node_work.state;
@@ -462,10 +492,12 @@ impl Worker {
         let facts = branch.and_then(|id| state.facts.get(id));
         Circumstances {
             instance_id: instance.to_owned(),
-            subnet_id,
+            subnet_id: node_work.subnet_id.clone(),
             max_interfaces,
             ipv6: self.cluster.plugin.ipv6,
-            extra_tags: cni_node.map(|it| it.object.spec.tags.clone()).unwrap_or_default(),
+            extra_tags: cni_node
+                .map(|it| it.object.spec.tags.clone())
+                .unwrap_or_default(),
             trunk: state.observed.trunk.as_ref().map(|trunk| trunk.id.clone()),
             generation: state.generation(&action.subject()),
             pod: pod.map(|pod| PodReference {
@@ -540,7 +572,8 @@ impl Worker {
         action: &str,
         note: String,
     ) {
-        self.events.publish(Event::new(pod_reference(uid, pod), reason, action, note));
+        self.events
+            .publish(Event::new(pod_reference(uid, pod), reason, action, note));
     }
 
     pub(super) fn tell_node(
@@ -554,7 +587,8 @@ impl Worker {
             name: node.name().to_owned(),
             uid: node.uid().to_owned(),
         };
-        self.events.publish(Event::new(regarding, reason, action, note));
+        self.events
+            .publish(Event::new(regarding, reason, action, note));
     }
 }
 

@@ -23,7 +23,7 @@ impl Worker {
         {
             return Some(at);
         }
-        let view = self.look();
+        let view = self.look(now);
         self.count(&view);
         self.view.send_replace(Arc::new(view));
         // Of many nodes it takes longer, and is made so much more seldom.
@@ -33,20 +33,29 @@ impl Worker {
         None
     }
 
-    fn look(&self) -> View {
+    fn look(&self, now: Instant) -> View {
+        let cool_since = now.checked_sub(self.cluster.cooldown.period);
         let leadership = self.leadership.borrow().clone();
         let users = self.users();
         let mut nodes = Vec::new();
         let mut vpc_id = None;
-        for node in self.cluster.nodes.values().filter(|node| asks(&self.cluster, node)) {
+        for node in self
+            .cluster
+            .nodes
+            .values()
+            .filter(|node| asks(&self.cluster, node))
+        {
             let work = self.work.as_ref();
             let known = node.instance_id().and_then(|id| work?.nodes.get(id));
             let instance = known.and_then(|it| it.instance.as_ref());
             vpc_id = vpc_id.or_else(|| instance.map(|it| it.vpc_id.clone()));
-            nodes.push(self.node_view(node, known, &users));
+            nodes.push(self.node_view(node, known, &users, cool_since));
         }
         if let Some(work) = &self.work {
-            let gone = work.nodes.iter().filter(|(id, _)| self.cluster.node_of(id).is_none());
+            let gone = work
+                .nodes
+                .iter()
+                .filter(|(id, _)| self.cluster.node_of(id).is_none());
             for (id, known) in gone.filter(|(_, known)| !known.state.is_empty()) {
                 let mut view = NodeView {
                     name: known.name.clone().unwrap_or_default(),
@@ -54,7 +63,7 @@ impl Worker {
                     problem: Some("the node is gone; its interfaces go too".to_owned()),
                     ..NodeView::default()
                 };
-                show_interfaces(&mut view, known, &users);
+                show_interfaces(&mut view, known, &users, cool_since);
                 nodes.push(view);
             }
         }
@@ -71,6 +80,7 @@ impl Worker {
         node: &NodeObject,
         known: Option<&NodeWork>,
         users: &BTreeMap<BranchId, String>,
+        cool_since: Option<Instant>,
     ) -> NodeView {
         let capacity = node.capacity().and_then(|number| number.parse().ok());
         let mut view = NodeView {
@@ -82,7 +92,7 @@ impl Worker {
         };
         if let Some(known) = known {
             view.problem.clone_from(&known.problem);
-            show_interfaces(&mut view, known, users);
+            show_interfaces(&mut view, known, users, cool_since);
         }
         view
     }
@@ -101,7 +111,9 @@ impl Worker {
     fn count(&self, view: &View) {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let waiting = self.cluster.pods.values();
-        let waiting = waiting.filter(|pod| pod.object.annotation == Annotation::Absent).count();
+        let waiting = waiting
+            .filter(|pod| pod.object.annotation == Annotation::Absent)
+            .count();
         self.metrics.waiting_pods.set(count(waiting));
         let states = [
             (BranchState::Preparing, &self.metrics.preparing),
@@ -111,16 +123,27 @@ impl Worker {
         ];
         for (state, gauge) in states {
             let branches = view.nodes.iter().flat_map(|node| &node.branches);
-            gauge.set(count(branches.filter(|branch| branch.state == state).count()));
+            gauge.set(count(
+                branches.filter(|branch| branch.state == state).count(),
+            ));
         }
-        let trunks = view.nodes.iter().filter(|node| node.trunk.is_some()).count();
+        let trunks = view
+            .nodes
+            .iter()
+            .filter(|node| node.trunk.is_some())
+            .count();
         self.metrics.trunks.set(count(trunks));
         let capacity = view.nodes.iter().map(|node| node.capacity).sum();
         self.metrics.capacity.set(count(capacity));
     }
 }
 
-fn show_interfaces(view: &mut NodeView, known: &NodeWork, users: &BTreeMap<BranchId, String>) {
+fn show_interfaces(
+    view: &mut NodeView,
+    known: &NodeWork,
+    users: &BTreeMap<BranchId, String>,
+    cool_since: Option<Instant>,
+) {
     let observed = &known.state.observed;
     view.trunk = observed.trunk.as_ref().map(|trunk| TrunkView {
         id: trunk.id.as_str().to_owned(),
@@ -137,7 +160,7 @@ fn show_interfaces(view: &mut NodeView, known: &NodeWork, users: &BTreeMap<Branc
                 vlan: branch.vlan.number(),
                 private_ip: facts.private_ip,
                 group_ids: texts(&branch.group_ids),
-                state: state_of(branch, user.is_some()),
+                state: state_of(branch, user.is_some(), cool_since),
                 pod: user.cloned(),
             }
         })
@@ -145,10 +168,11 @@ fn show_interfaces(view: &mut NodeView, known: &NodeWork, users: &BTreeMap<Branc
     view.branches.sort_by_key(|branch| branch.vlan);
 }
 
-fn state_of(branch: &Branch, is_used: bool) -> BranchState {
+fn state_of(branch: &Branch, is_used: bool, cool_since: Option<Instant>) -> BranchState {
     match branch.idle_since {
         _ if is_used => BranchState::InUse,
         None => BranchState::Preparing,
+        Some(idle_since) if cool_since.is_some_and(|cool| idle_since <= cool) => BranchState::Warm,
         Some(_) => BranchState::Cooling,
     }
 }

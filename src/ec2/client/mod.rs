@@ -9,6 +9,7 @@ mod failures;
 
 use std::collections::{BTreeSet, HashSet};
 use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use super::calls::{
     Answer, Association, Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority,
     SecurityGroup, Subnet,
 };
-use super::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS};
+use super::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS, NOT_SENT};
 use super::hedging;
 use super::instance_limits::InstanceLimits;
 use super::metrics::Ec2Metrics;
@@ -71,6 +72,16 @@ pub struct AwsEc2 {
     client: Client,
     limiter: RateLimiter,
     metrics: Ec2Metrics,
+    may_change: Gate,
+}
+
+/// Whether a call may be sent now.
+struct Gate(Box<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Gate")
+    }
 }
 
 /// No source of configuration names an AWS region.
@@ -140,7 +151,24 @@ impl AwsEc2 {
             client: Client::from_conf(config),
             limiter: RateLimiter::new(metrics.clone()),
             metrics,
+            may_change: Gate(Box::new(|| true)),
         })
+    }
+
+    /// Asks right before each call that changes something whether it may be sent, however
+    /// long it has waited for its turn.
+    #[must_use]
+    pub fn only_while(mut self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.may_change = Gate(Box::new(may_change));
+        self
+    }
+
+    fn may_send(&self, call: &'static str) -> Result<(), Ec2Error> {
+        if call.starts_with("Describe") || (self.may_change.0)() {
+            return Ok(());
+        }
+        let message = "this process may not change anything (any more)";
+        Err(Ec2Error::new(call, NOT_SENT, message))
     }
 
     /// Makes one call: one request, or several alike while there is no answer.
@@ -156,6 +184,7 @@ impl AwsEc2 {
     {
         let turn = || self.limiter.turn(priority);
         let send = || async {
+            self.may_send(call)?;
             let request = self.metrics.begin(call);
             let answer = send().await;
             let answer = answer.map_err(|error| failures::failure(call, error));
