@@ -1,7 +1,7 @@
 //! One leader among the replicas, by a Lease of `coordination.k8s.io/v1`.
 //!
-//! What a candidate does next is decided in [`candidate`](super::candidate), which also
-//! says why no two lead at a time. Here it is carried out.
+//! What a candidate does next is decided in `candidate`, which also says why no two lead at
+//! a time. Here it is carried out.
 //!
 //! A lease says who may start a call, not when calls that were started come to an end: one
 //! that was sent right before the process was stopped can still take effect when another
