@@ -30,3 +30,66 @@ pub const ENFORCE_LABEL: &str = "vpcresources.k8s.aws/enforce";
 
 /// Where pods start whatever becomes of us: the cluster's own namespace and ours.
 pub const NEVER_ENFORCED: [&str; 2] = ["kube-system", "sgp-system"];
+
+/// The node label that says what becomes of the trunk: `false`, the CNI asks for one;
+/// `true`, it is attached; `not-supported`, the instance type has none.
+pub const HAS_TRUNK_ATTACHED: &str = "vpc.amazonaws.com/has-trunk-attached";
+
+/// Custom networking: the node label with the ENIConfig that the CNI has chosen.
+pub const ENI_CONFIG_BY_CNI: &str = "vpc.amazonaws.com/eniConfig";
+
+/// Custom networking: the node annotation or label with the ENIConfig that a user has
+/// chosen. `ENI_CONFIG_ANNOTATION_DEF` and `ENI_CONFIG_LABEL_DEF` of [`CNI_DAEMON_SET`]
+/// put another name in its place.
+pub const ENI_CONFIG_BY_USER: &str = "k8s.amazonaws.com/eniConfig";
+
+/// Keeps a CNINode until its interfaces are gone from EC2.
+pub const CNI_NODE_FINALIZER: &str = "networking.k8s.aws/resource-cleanup";
+
+/// Where the VPC CNI plugin and its settings live.
+pub const CNI_NAMESPACE: &str = "kube-system";
+
+/// The DaemonSet of the VPC CNI plugin, whose environment holds settings that count here.
+pub const CNI_DAEMON_SET: &str = "aws-node";
+
+/// The ConfigMap with settings for all nodes.
+pub const CNI_CONFIG_MAP: &str = "amazon-vpc-cni";
+
+/// In [`CNI_CONFIG_MAP`]: how long a branch interface rests after its pod, in seconds.
+pub const COOLDOWN_KEY: &str = "branch-eni-cooldown";
+
+/// EC2 tag on trunks and branches; its value is [`OWNER`].
+pub const TAG_OWNER: &str = "eks:eni:owner";
+
+/// Who makes trunks and branches. EKS's own controller writes the same, so that either can
+/// follow the other.
+pub const OWNER: &str = "eks-vpc-resource-controller";
+
+/// EC2 tag on trunks and branches, and in the `spec.tags` of a CNINode: this and the
+/// cluster's name; its value is [`OWNED`].
+pub const TAG_CLUSTER_PREFIX: &str = "kubernetes.io/cluster/";
+
+/// The value of the tag [`TAG_CLUSTER_PREFIX`]: the interface goes with its cluster.
+pub const OWNED: &str = "owned";
+
+/// EC2 tag on trunks and branches: the cluster's name.
+pub const TAG_CLUSTER_NAME: &str = "cluster.k8s.amazonaws.com/name";
+
+/// EC2 tag on trunks and branches: the id of the node's instance.
+pub const TAG_INSTANCE_ID: &str = "node.k8s.amazonaws.com/instance_id";
+
+/// EC2 tag on branches: the VLAN id, decimal.
+pub const TAG_VLAN_ID: &str = "vpcresources.k8s.aws/vlan-id";
+
+/// EC2 tag on branches: the id of the trunk interface.
+pub const TAG_TRUNK_ID: &str = "vpcresources.k8s.aws/trunk-eni-id";
+
+/// EC2 tag on branches: the UID of the pod that the interface was made for, which finds it
+/// again after a crash. Ours alone; EKS's own controller neither writes nor reads it.
+pub const TAG_POD_UID: &str = "vpcresources.k8s.aws/pod-uid";
+
+/// The description of a trunk interface in EC2.
+pub const TRUNK_DESCRIPTION: &str = "aws-k8s-trunk-eni";
+
+/// The description of a branch interface in EC2.
+pub const BRANCH_DESCRIPTION: &str = "aws-k8s-branch-eni";
