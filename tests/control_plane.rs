@@ -270,6 +270,7 @@ fn binaries() -> Binaries {
 async fn try_start(data_dir: Option<&Path>) -> Result<ControlPlane, StartError> {
     let options = Options {
         data_dir: data_dir.map(Path::to_owned),
+        ..Options::default()
     };
     ControlPlane::start(&binaries(), options).await
 }

@@ -133,9 +133,8 @@ async fn run(arguments: &Arguments, binaries: &Binaries) -> anyhow::Result<Repor
     // already, as one that is rolled out does.
     let state = tempfile::tempdir()?;
     let options = SandboxOptions {
-        sgp: arguments.sgp.clone(),
         data_dir: Some(state.path().to_owned()),
-        webhook_arguments: Vec::new(),
+        ..SandboxOptions::new(&arguments.sgp)
     };
     let sandbox = Sandbox::start(binaries, options.clone(), progress).await?;
     progress("creating policies and service accounts");

@@ -15,36 +15,67 @@ use clap::Args;
 use kube::config::Kubeconfig;
 
 use super::signals::Signals;
+use crate::dev::cloud::{Instance, REGION};
 use crate::dev::control_plane::{Binaries, KUBECONFIG_NAME};
-use crate::dev::{Sandbox, SandboxOptions, demo, private_file};
+use crate::dev::nodes::{NodeGroup, NodeGroupError};
+use crate::dev::{CloudOptions, Sandbox, SandboxOptions, demo, private_file};
 use crate::telemetry::logs::LogArgs;
 
-/// Run a cluster's control plane with sgp on this machine
+/// Run a Kubernetes cluster with sgp and a simulated EC2 on this machine
 ///
-/// A real Kubernetes API server, etcd and controller manager with our custom resources and
-/// the webhook, on free ports of 127.0.0.1. The first start builds them from Go modules,
-/// which takes minutes; later ones take seconds. Ctrl-C ends everything and leaves nothing
-/// behind.
+/// A real Kubernetes API server, etcd, controller manager and scheduler, with our custom
+/// resources and the webhook, on free ports of 127.0.0.1. The nodes are instances of a
+/// simulated EC2, which the AWS CLI can look into; kwok acts as their kubelets, so pods are
+/// scheduled and run, though nothing runs in them. The first start builds the programs from
+/// Go modules, which takes minutes; later ones take seconds. Ctrl-C ends everything and
+/// leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  sgp dev                        five nodes of type m5.large over three zones
   sgp dev --demo                 start, and show what sgp does step by step
   sgp dev --demo --exit          the same as a check: exit code 0 if all went as it should
+  sgp dev --nodes m5.large=3 --nodes c5.xlarge=2
+  sgp dev --custom-networking    pods with security groups get addresses of 100.64.0.0/16
   sgp dev --kubeconfig sgp.conf  start, and write the kubeconfig to a file of your choice
-  sgp dev --data-dir state       keep the cluster's objects for the next start
+  sgp dev --data-dir state       keep the cluster and the simulated EC2 for the next start
+
+While it runs:
+  kubectl apply -f examples/     a policy and pods
+  kubectl annotate pod POD sgp.dev/outcome=Succeeded
+                                 let a pod come to its end, or to its failure with Failed
+  aws ec2 describe-network-interfaces
+                                 look into the simulated EC2, with the environment that is
+                                 printed at the start
+  curl $AWS_ENDPOINT_URL_EC2/simulator/
+                                 what else it can do: delays, faults, counts of calls
 
 Environment:
-  KUBEBUILDER_ASSETS  folder with etcd, kube-apiserver, kube-controller-manager and kubectl,
-                      to be used instead of building them
+  KUBEBUILDER_ASSETS  folder with etcd, kube-apiserver, kube-controller-manager,
+                      kube-scheduler, kwok and kubectl, to be used instead of building them
   SGP_CACHE_DIR       where built programs are kept; by default sgp in the user's cache folder")]
 pub(super) struct DevArgs {
+    /// Nodes of an EC2 instance type and how many; repeatable; `none` for no nodes
+    ///
+    /// They are spread over three zones. With --data-dir, what is there already counts, and
+    /// nothing is removed. [default: m5.large=5, or what the data folder has]
+    #[arg(long, value_name = "TYPE=COUNT", value_parser = parse_nodes)]
+    nodes: Vec<Nodes>,
+
+    /// Take the addresses of pods with security groups from subnets of their own
+    ///
+    /// Sets AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG on the aws-node DaemonSet, and makes an
+    /// ENIConfig for each zone.
+    #[arg(long)]
+    custom_networking: bool,
+
     /// Write the administrator's kubeconfig here; removed at the end
     ///
     /// A file that is there already is only replaced if an earlier sgp dev has left it.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// Keep the cluster's state here for the next start
+    /// Keep the state of the cluster and of the simulated EC2 here for the next start
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
@@ -55,6 +86,20 @@ pub(super) struct DevArgs {
     /// End after the demo, with exit code 0 only if every step showed what it should
     #[arg(long, requires = "demo")]
     exit: bool,
+}
+
+/// A value of `--nodes`.
+#[derive(Clone, Debug)]
+enum Nodes {
+    None,
+    Group(NodeGroup),
+}
+
+fn parse_nodes(text: &str) -> Result<Nodes, NodeGroupError> {
+    match text {
+        "none" | "0" => Ok(Nodes::None),
+        group => Ok(Nodes::Group(group.parse()?)),
+    }
 }
 
 impl DevArgs {
@@ -92,10 +137,23 @@ impl DevArgs {
             sgp: env::current_exe().context("this program's own path is unknown")?,
             data_dir: self.data_dir.clone(),
             webhook_arguments: logs.to_arguments(),
+            cloud: Some(CloudOptions {
+                nodes: self.wanted_nodes(),
+                custom_networking: self.custom_networking,
+            }),
+            allocator: None,
         };
         let sandbox = Sandbox::start(&binaries, options, progress).await?;
         progress("ready");
         Ok(sandbox)
+    }
+
+    fn wanted_nodes(&self) -> Option<Vec<NodeGroup>> {
+        let groups = self.nodes.iter().filter_map(|nodes| match nodes {
+            Nodes::None => None,
+            Nodes::Group(group) => Some(group.clone()),
+        });
+        (!self.nodes.is_empty()).then(|| groups.collect())
     }
 
     async fn use_sandbox(&self, sandbox: &Sandbox, signals: &mut Signals) -> anyhow::Result<()> {
@@ -183,10 +241,37 @@ fn introduce(sandbox: &Sandbox, kubeconfig: &Path) {
     if let Some(folder) = folder.filter(|_| !is_on_path("kubectl")) {
         println!("  export PATH=\"$PATH:{}\"", folder.display());
     }
-    println!("\nThree commands to try:\n");
+    let cloud = sandbox.cloud();
+    println!("\nThe nodes, instances of a simulated EC2 ({REGION}):\n");
+    for node in sandbox.nodes() {
+        let Instance {
+            id,
+            instance_type,
+            zone,
+            ..
+        } = &node.instance;
+        println!("  {}  {instance_type}  {zone}  {id}", node.name);
+    }
+    println!("\nThe AWS CLI looks into it with\n");
+    let variables = cloud
+        .environment()
+        .map(|(name, value)| format!("{name}={value}"));
+    let (endpoint, others) = variables.split_at(1);
+    println!("  export {}", endpoint.join(" "));
+    println!("  export {}", others.join(" "));
+    let groups = &cloud.network().groups;
+    println!("\nand finds these security groups, among others:\n");
+    println!("  {}  green, which the examples use", groups.green);
+    println!("  {}  database, which green may reach", groups.database);
+    println!("  {}  the nodes' own", groups.nodes);
+    println!("\nCommands to try:\n");
     println!("  kubectl apply -f examples/");
     println!("  kubectl get pods -o custom-columns='{COLUMNS}'");
     println!("  kubectl describe replicaset hasty");
+    println!(
+        "  kubectl get nodes -L node.kubernetes.io/instance-type -L topology.kubernetes.io/zone"
+    );
+    println!("  aws ec2 describe-network-interfaces");
     let log = sandbox.control_plane().run_dir().join("webhook.log");
     println!("\nThe webhook's log is {}.", log.display());
     println!("Ctrl-C ends everything.");

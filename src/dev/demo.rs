@@ -151,7 +151,7 @@ const STEPS: &[Step] = &[
             success: true,
             texts: &[
                 "database-clients",
-                "sg-0a1b2c3d4e5f60718",
+                "sg-0c584133ac916ab3c",
                 "pod/green",
                 "pod/red",
             ],

@@ -1,8 +1,12 @@
 //! A whole cluster on one machine: what `sgp dev` runs and the integration tests stand on.
 
+pub mod allocator;
+pub mod cloud;
 pub mod control_plane;
 pub mod demo;
+mod manifests;
+pub mod nodes;
 pub mod private_file;
 pub mod sandbox;
 
-pub use sandbox::{Sandbox, SandboxOptions};
+pub use sandbox::{CloudOptions, InstanceFate, Sandbox, SandboxOptions};

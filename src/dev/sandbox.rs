@@ -1,88 +1,129 @@
-//! A control plane with our custom resources and the webhook, ready to be tried or tested.
+//! A cluster with our custom resources, the webhook and, where they are wanted, nodes, a
+//! simulated EC2 and the allocator, ready to be tried or tested.
 //!
-//! The webhook is the real program, started as a process of its own with the rights of the
-//! manifests' ServiceAccount and no others, so that a missing rule shows here first.
+//! The webhook and the allocator are the real program, started as processes of their own with
+//! the rights of the manifests' ServiceAccount and no others, so that a missing rule shows
+//! here first.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ServiceAccount};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, ServiceAccount};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::config::{AuthInfo, Kubeconfig, NamedAuthInfo};
-use kube::runtime::wait::{await_condition, conditions};
-use kube::{CustomResourceExt, ResourceExt};
 
+use super::allocator::{self, Allocator, AllocatorOptions};
+use super::cloud::{Instance, SimulatedCloud};
 use super::control_plane::{Binaries, ControlPlane, Options, Process, free_port};
-use super::private_file;
+use super::nodes::{self, NodeGroup, SandboxNode};
+use super::{manifests, private_file};
 use crate::api::names::{FARGATE_POD_SG, FARGATE_PROFILE, MUTATE_POD_PATH};
-use crate::api::{CNINode, ENIConfig, SecurityGroupPolicy};
+use crate::ec2::simulator::Simulator;
 
-/// The manifests that the sandbox shares with a real installation, and the stand-ins for
-/// what EKS brings.
-const MANIFESTS: [&str; 6] = [
-    include_str!("../../manifests/namespace.yaml"),
-    include_str!("../../manifests/crds/securitygrouppolicies.yaml"),
-    include_str!("../../manifests/crds/cninodes.yaml"),
-    include_str!("../../manifests/rbac.yaml"),
-    include_str!("../../manifests/sandbox/eniconfigs.yaml"),
-    include_str!("../../manifests/sandbox/aws-node.yaml"),
-];
 const WEBHOOK_MANIFEST: &str = include_str!("../../manifests/mutating-webhook.yaml");
 
 const NAMESPACE: &str = "sgp-system";
 const SERVICE_ACCOUNT: &str = "sgp";
 
+/// The name of the allocator that the webhook asks.
+const ALLOCATOR: &str = "allocator";
+/// Where the simulated EC2 is kept in a data folder.
+const CLOUD_FILE: &str = "ec2.json";
+
 /// How long the API server may take to call a webhook that it has been told of.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a program of ours has to end in order.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// How a sandbox is started.
 #[derive(Clone, Debug)]
 pub struct SandboxOptions {
-    /// The `sgp` program to run the webhook with.
+    /// The `sgp` program to run the webhook and the allocator with.
     pub sgp: PathBuf,
     /// Keeps the cluster's state for the next start.
     pub data_dir: Option<PathBuf>,
     /// Further arguments for `sgp webhook`.
     pub webhook_arguments: Vec<String>,
+    /// Nodes, and the simulated EC2 that they are instances of. Without it no pod runs, and
+    /// the start is faster.
+    pub cloud: Option<CloudOptions>,
+    /// The allocator, which needs the cloud.
+    pub allocator: Option<AllocatorOptions>,
+}
+
+/// What a sandbox with nodes is like.
+#[derive(Clone, Debug, Default)]
+pub struct CloudOptions {
+    /// The nodes that there must be at least: what a data folder has already counts. By
+    /// default what it has, or five m5.large in a new cloud.
+    pub nodes: Option<Vec<NodeGroup>>,
+    /// Whether the CNI plugin is set to take pods' addresses from subnets of their own.
+    pub custom_networking: bool,
+}
+
+impl SandboxOptions {
+    /// The webhook alone, with nothing to keep.
+    pub fn new(sgp: impl Into<PathBuf>) -> Self {
+        Self {
+            sgp: sgp.into(),
+            data_dir: None,
+            webhook_arguments: Vec::new(),
+            cloud: None,
+            allocator: None,
+        }
+    }
+}
+
+/// What becomes of the instance of a node that is removed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum InstanceFate {
+    /// It runs on.
+    Kept,
+    /// It is terminated, after the Node object is gone.
+    Terminated,
 }
 
 /// A running sandbox. What it started ends with it.
 #[derive(Debug)]
 pub struct Sandbox {
-    // Ends before the API server that it talks to.
+    // Fields are dropped from top to bottom: who talks to somebody ends before them.
+    allocator: Option<Allocator>,
     webhook: Process,
+    cloud: Option<SimulatedCloud>,
+    control_plane: ControlPlane,
     webhook_port: u16,
     metrics_port: u16,
-    control_plane: ControlPlane,
+    kubeconfig: PathBuf,
+    nodes: Vec<SandboxNode>,
+    sgp: PathBuf,
+    allocator_options: AllocatorOptions,
 }
 
 impl Sandbox {
-    /// Starts everything and waits until a pod's creation goes through the webhook. Each
-    /// step is announced to `progress` before it begins.
+    /// Starts everything and waits until a pod's creation goes through the webhook and the
+    /// nodes are Ready. Each step is announced to `progress` before it begins.
     pub async fn start(
         binaries: &Binaries,
         options: SandboxOptions,
         progress: impl Fn(&str),
     ) -> anyhow::Result<Self> {
         progress("starting the control plane");
-        let control_plane = ControlPlane::start(
-            binaries,
-            Options {
-                data_dir: options.data_dir,
-            },
-        )
-        .await?;
+        let control_plane = Options {
+            data_dir: options.data_dir.clone(),
+            kubelets: options.cloud.as_ref().map(|_| nodes::KUBELETS),
+        };
+        let control_plane = ControlPlane::start(binaries, control_plane).await?;
         progress("applying the manifests");
-        apply_manifests(&control_plane)?;
-        wait_for_definitions(&control_plane).await?;
-        let kubeconfig = webhook_kubeconfig(&control_plane).await?;
+        let cloud_options = options.cloud.as_ref();
+        let custom_networking = cloud_options.is_some_and(|cloud| cloud.custom_networking);
+        manifests::apply(&control_plane, custom_networking).await?;
+        let kubeconfig = service_account_kubeconfig(&control_plane).await?;
 
         progress("starting the webhook");
         let (webhook_port, metrics_port) = (free_port()?, free_port()?);
@@ -92,18 +133,59 @@ impl Sandbox {
             .arg(format!("--listen=127.0.0.1:{webhook_port}"))
             .arg(format!("--metrics-listen=127.0.0.1:{metrics_port}"))
             .arg("--kubeconfig")
-            .arg(kubeconfig)
-            .args(options.webhook_arguments);
+            .arg(&kubeconfig)
+            .args(&options.webhook_arguments);
+        if options.allocator.is_some() {
+            let socket = allocator::socket(&control_plane, ALLOCATOR);
+            command.arg("--allocator-socket").arg(socket);
+        }
         let webhook = control_plane.spawn("webhook", command)?;
         let mut sandbox = Self {
+            allocator: None,
             webhook,
+            cloud: None,
+            control_plane,
             webhook_port,
             metrics_port,
-            control_plane,
+            kubeconfig,
+            nodes: Vec::new(),
+            sgp: options.sgp,
+            allocator_options: options.allocator.clone().unwrap_or_default(),
         };
         sandbox.register_webhook().await?;
+        if let Some(cloud) = cloud_options {
+            // Meanwhile the webhook gets ready.
+            let state = options.data_dir.map(|folder| folder.join(CLOUD_FILE));
+            sandbox.start_cloud(cloud, state, &progress).await?;
+            progress("waiting for the webhook and the nodes");
+        }
         sandbox.wait_for_webhook().await?;
+        if options.allocator.is_some() {
+            progress("starting the allocator");
+            let mut allocator = sandbox.spawn_allocator(ALLOCATOR, &[])?;
+            allocator.wait_until_it_listens().await?;
+            sandbox.allocator = Some(allocator);
+        }
+        nodes::wait_until_ready(&sandbox.control_plane, &sandbox.nodes).await?;
+        sandbox.control_plane.check()?;
         Ok(sandbox)
+    }
+
+    async fn start_cloud(
+        &mut self,
+        options: &CloudOptions,
+        state: Option<PathBuf>,
+        progress: &impl Fn(&str),
+    ) -> anyhow::Result<()> {
+        progress("starting the simulated EC2");
+        let cloud = self.cloud.insert(SimulatedCloud::start(state).await?);
+        if options.custom_networking {
+            manifests::apply_eni_configs(&self.control_plane, cloud.network()).await?;
+        }
+        progress("adding the nodes");
+        self.nodes = nodes::provide(&self.control_plane, cloud, options.nodes.as_deref()).await?;
+        cloud.forget_own_calls();
+        Ok(())
     }
 
     /// The control plane.
@@ -126,11 +208,123 @@ impl Sandbox {
         self.metrics_port
     }
 
-    /// Ends everything: the webhook in order, then the control plane.
+    /// A kubeconfig with exactly the rights of our ServiceAccount.
+    pub fn service_account_kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The simulated EC2 with its network.
+    ///
+    /// # Panics
+    ///
+    /// In a sandbox that was started without.
+    #[track_caller]
+    pub fn cloud(&self) -> &SimulatedCloud {
+        self.cloud.as_ref().expect("a sandbox with a simulated EC2")
+    }
+
+    /// The simulator of EC2, for faults, settings and what it was called for.
+    ///
+    /// # Panics
+    ///
+    /// In a sandbox that was started without.
+    #[track_caller]
+    pub fn simulator(&self) -> &Simulator {
+        self.cloud().simulator()
+    }
+
+    /// The nodes that there were at the start.
+    pub fn nodes(&self) -> &[SandboxNode] {
+        &self.nodes
+    }
+
+    /// Runs an instance and adds it as a node, named as EC2 names the instance. Returns when
+    /// the node is Ready.
+    ///
+    /// # Errors
+    ///
+    /// When the type or the zone is unknown, or the node does not get Ready.
+    ///
+    /// # Panics
+    ///
+    /// In a sandbox that was started without a simulated EC2.
+    pub async fn add_node(&self, instance_type: &str, zone: &str) -> anyhow::Result<SandboxNode> {
+        let instance = self.cloud().run_instance(instance_type, zone).await?;
+        let name = instance.private_dns_name.clone();
+        self.register_node(&name, instance).await
+    }
+
+    /// Makes a Node object of any name for an instance, as a kubelet that starts. Returns when
+    /// the node is Ready.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses the node, or it does not get Ready.
+    pub async fn register_node(
+        &self,
+        name: &str,
+        instance: Instance,
+    ) -> anyhow::Result<SandboxNode> {
+        let node = nodes::register(&self.control_plane, name, instance).await?;
+        let nodes = std::slice::from_ref(&node);
+        nodes::wait_until_ready(&self.control_plane, nodes).await?;
+        Ok(node)
+    }
+
+    /// Deletes a node's object. Its pods are left to the controllers, as on a real cluster.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such node, or no such instance.
+    pub async fn remove_node(&self, node: &SandboxNode, fate: InstanceFate) -> anyhow::Result<()> {
+        let api = Api::<Node>::all(self.control_plane.client());
+        let deleted = api.delete(&node.name, &DeleteParams::default()).await;
+        deleted.with_context(|| format!("the node {} can't be deleted", node.name))?;
+        match fate {
+            InstanceFate::Kept => Ok(()),
+            InstanceFate::Terminated => self.cloud().terminate_instance(&node.instance.id).await,
+        }
+    }
+
+    /// The allocator that the webhook asks, if it was started.
+    pub fn allocator(&mut self) -> Option<&mut Allocator> {
+        self.allocator.as_mut()
+    }
+
+    /// Starts a further allocator, with a socket and a log that are named after it and with
+    /// further arguments. It ends with its handle, and with the sandbox at the latest.
+    ///
+    /// # Errors
+    ///
+    /// When the program can't be started.
+    ///
+    /// # Panics
+    ///
+    /// In a sandbox that was started without a simulated EC2.
+    pub fn spawn_allocator(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Allocator> {
+        let mut options = self.allocator_options.clone();
+        let further = arguments.iter().map(|argument| argument.to_string());
+        options.arguments.extend(further);
+        let (control_plane, cloud) = (&self.control_plane, self.cloud());
+        Allocator::spawn(
+            name,
+            &self.sgp,
+            control_plane,
+            cloud,
+            &self.kubeconfig,
+            &options,
+        )
+        .with_context(|| format!("{} can't be started", self.sgp.display()))
+    }
+
+    /// Ends everything: our own programs in order, then the rest.
     pub fn stop(mut self) {
         // Whatever does not end in time is killed with the control plane.
-        let _ = self.webhook.stop(Duration::from_secs(2));
-        self.control_plane.stop();
+        if let Some(allocator) = &mut self.allocator {
+            let _ = allocator.process().stop(STOP_GRACE);
+        }
+        let _ = self.webhook.stop(STOP_GRACE);
+        drop(self);
     }
 
     /// Registers the webhook by URL, with everything else as the manifest has it.
@@ -145,7 +339,7 @@ impl Sandbox {
             ));
         }
         let api = Api::<MutatingWebhookConfiguration>::all(self.control_plane.client());
-        let parameters = PatchParams::apply("sgp-dev").force();
+        let parameters = PatchParams::apply(manifests::FIELD_MANAGER).force();
         api.patch(
             &configuration.name_any(),
             &parameters,
@@ -212,46 +406,8 @@ impl Sandbox {
     }
 }
 
-fn apply_manifests(control_plane: &ControlPlane) -> anyhow::Result<()> {
-    let mut kubectl = control_plane
-        .kubectl()
-        .args(["apply", "--server-side", "--force-conflicts", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("kubectl can't be started")?;
-    let mut input = kubectl
-        .stdin
-        .take()
-        .context("kubectl has no standard input")?;
-    input.write_all(MANIFESTS.join("\n---\n").as_bytes())?;
-    drop(input);
-    let output = kubectl.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "the manifests can't be applied:\n{said}"
-    );
-    Ok(())
-}
-
-async fn wait_for_definitions(control_plane: &ControlPlane) -> anyhow::Result<()> {
-    let api = Api::<CustomResourceDefinition>::all(control_plane.client());
-    for name in [
-        SecurityGroupPolicy::crd_name(),
-        CNINode::crd_name(),
-        ENIConfig::crd_name(),
-    ] {
-        let established = await_condition(api.clone(), name, conditions::is_crd_established());
-        let established = tokio::time::timeout(WEBHOOK_TIMEOUT, established).await;
-        established.with_context(|| format!("{name} is not served by the API server"))??;
-    }
-    Ok(())
-}
-
 /// A kubeconfig with the rights of the manifests' ServiceAccount.
-async fn webhook_kubeconfig(control_plane: &ControlPlane) -> anyhow::Result<PathBuf> {
+async fn service_account_kubeconfig(control_plane: &ControlPlane) -> anyhow::Result<PathBuf> {
     const YEAR: i64 = 365 * 24 * 60 * 60;
     let api = Api::<ServiceAccount>::namespaced(control_plane.client(), NAMESPACE);
     let request = TokenRequest {
@@ -285,7 +441,7 @@ async fn webhook_kubeconfig(control_plane: &ControlPlane) -> anyhow::Result<Path
         }),
         ..NamedAuthInfo::default()
     }];
-    let path = control_plane.run_dir().join("webhook.kubeconfig");
+    let path = control_plane.run_dir().join("service-account.kubeconfig");
     private_file::write(&path, &serde_json::to_vec(&kubeconfig)?)?;
     Ok(path)
 }

@@ -27,12 +27,11 @@ pub static STRICT: LazyLock<Sandbox> =
 /// Starts a sandbox of one's own. It ends with this process at the latest.
 pub fn start(webhook_arguments: &[&str]) -> Sandbox {
     let options = SandboxOptions {
-        sgp: env!("CARGO_BIN_EXE_sgp").into(),
-        data_dir: None,
         webhook_arguments: webhook_arguments
             .iter()
             .map(|argument| argument.to_string())
             .collect(),
+        ..SandboxOptions::new(env!("CARGO_BIN_EXE_sgp"))
     };
     let binaries = Binaries::find_or_build().unwrap_or_else(|error| panic!("{error}"));
     let runtime = tokio::runtime::Builder::new_current_thread()

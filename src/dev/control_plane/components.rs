@@ -85,6 +85,43 @@ impl Components<'_> {
             .args(["--kube-api-qps=1000", "--kube-api-burst=1000"]);
         command
     }
+
+    /// The scheduler, as the user of a kubeconfig.
+    pub(super) fn scheduler(&self, program: &Path, kubeconfig: &Path) -> Command {
+        let mut command = in_folder(program, self.run_dir);
+        command
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["--leader-elect=false", "--secure-port=0"])
+            // By default a thousand pods at once would wait for it.
+            .args(["--kube-api-qps=1000", "--kube-api-burst=1000"]);
+        command
+    }
+
+    /// kwok, as the user of a kubeconfig, for all nodes.
+    pub(super) fn kwok(
+        &self,
+        program: &Path,
+        kubeconfig: &Path,
+        stages: &Path,
+        pod_block: &str,
+    ) -> Command {
+        let mut command = in_folder(program, self.run_dir);
+        // It reads the user's own configuration file otherwise.
+        command.env("HOME", self.run_dir);
+        command
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .arg("--config")
+            .arg(stages)
+            .arg(format!("--cidr={pod_block}"))
+            // As a kubelet does by default.
+            .args([
+                "--manage-all-nodes=true",
+                "--node-lease-duration-seconds=40",
+            ]);
+        command
+    }
 }
 
 /// etcd. It needs no credentials and can start while they are made.

@@ -123,21 +123,22 @@ impl Credentials {
         self.folder.join("service-accounts.pub")
     }
 
-    /// Writes a kubeconfig for `user` in `groups` with a certificate of its own.
+    /// Writes a kubeconfig for `user` in `group` with a certificate of its own. One group,
+    /// for rcgen writes no second organization into a name.
     pub(super) fn write_kubeconfig(
         &self,
         path: &Path,
         port: u16,
         user: &str,
-        groups: &[&str],
+        group: Option<&str>,
     ) -> Result<(), CredentialsError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, user);
-        for group in groups {
+        if let Some(group) = group {
             params
                 .distinguished_name
-                .push(DnType::OrganizationName, *group);
+                .push(DnType::OrganizationName, group);
         }
         let client = self.sign(params, ExtendedKeyUsagePurpose::ClientAuth)?;
         // A kubeconfig is YAML, and so is JSON.
@@ -299,7 +300,7 @@ mod tests {
         let path = folder.path().join("kubeconfig");
         let before = Credentials::issue(&keys).unwrap();
         before
-            .write_kubeconfig(&path, 20_000, "admin", &["system:masters"])
+            .write_kubeconfig(&path, 20_000, "admin", Some("system:masters"))
             .unwrap();
         let kubeconfig = kube::config::Kubeconfig::read_from(&path).unwrap();
         let user = kubeconfig.auth_infos[0].auth_info.as_ref().unwrap();
@@ -337,7 +338,7 @@ mod tests {
         let credentials = Credentials::issue(&keys).unwrap();
         let kubeconfig = folder.path().join("kubeconfig");
         credentials
-            .write_kubeconfig(&kubeconfig, 20_000, "admin", &[])
+            .write_kubeconfig(&kubeconfig, 20_000, "admin", None)
             .unwrap();
 
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

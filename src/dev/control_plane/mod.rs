@@ -1,8 +1,9 @@
-//! A real Kubernetes control plane on this machine: etcd, API server, controller manager.
+//! A real Kubernetes control plane on this machine: etcd, API server, controller manager,
+//! and where pods shall run the scheduler, with kwok in the place of the nodes' kubelets.
 //!
 //! ```text
 //! Binaries::find_or_build ─▶ ControlPlane::start ─▶ etcd ─▶ kube-apiserver ─▶ controller manager
-//!                                      │
+//!                                      │                                  └─▶ scheduler, kwok
 //!                                      └─ ProcessGroup: ends all of them with their owner
 //! ```
 //!
@@ -54,6 +55,18 @@ pub struct Options {
     /// Keeps objects, keys and the kubeconfig in this folder for the next start. Without it
     /// everything goes with the instance.
     pub data_dir: Option<PathBuf>,
+    /// Starts the scheduler, and kwok with this in the place of kubelets. Without it pods stay
+    /// Pending.
+    pub kubelets: Option<Kubelets>,
+}
+
+/// What kwok does in the place of the kubelets of all nodes.
+#[derive(Debug, Clone, Copy)]
+pub struct Kubelets {
+    /// kwok's stages of nodes and pods, as YAML.
+    pub stages: &'static str,
+    /// The IPv4 block that pods get their addresses from.
+    pub pod_block: &'static str,
 }
 
 /// Why a control plane did not start.
@@ -80,6 +93,15 @@ pub enum StartError {
     /// Keys or certificates could not be made.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// A program is not among those that were found.
+    #[error(
+        "nodes need {program}, which is not in the folder that KUBEBUILDER_ASSETS names; add it, \
+         or unset the variable to build all of the control plane from Go modules"
+    )]
+    NoProgram {
+        /// The program's name.
+        program: &'static str,
+    },
     /// A program could not be started.
     #[error("cannot start {program}")]
     Spawn {
@@ -190,7 +212,7 @@ impl ControlPlane {
         let keys = kept.join("credentials");
         let credentials = Credentials::issue(&keys)?;
         let kubeconfig = kept.join("kubeconfig");
-        credentials.write_kubeconfig(&kubeconfig, port, "admin", &["system:masters"])?;
+        credentials.write_kubeconfig(&kubeconfig, port, "admin", Some("system:masters"))?;
         let components = Components {
             binaries,
             credentials: &credentials,
@@ -201,7 +223,7 @@ impl ControlPlane {
 
         let name = "kube-controller-manager";
         let manager_kubeconfig = keys.join(format!("{name}.kubeconfig"));
-        credentials.write_kubeconfig(&manager_kubeconfig, port, &format!("system:{name}"), &[])?;
+        credentials.write_kubeconfig(&manager_kubeconfig, port, &format!("system:{name}"), None)?;
         let client_config = client_config(&kubeconfig).await?;
         let client = polling_client(&client_config)?;
         let path_is_ok = async |path: &str| {
@@ -216,6 +238,23 @@ impl ControlPlane {
             })
             .await?;
         starting.spawn(name, components.controller_manager(&manager_kubeconfig))?;
+        if let Some(kubelets) = options.kubelets {
+            let (name, program) = ("kube-scheduler", binaries.kube_scheduler.as_deref());
+            let program = program.ok_or(StartError::NoProgram { program: name })?;
+            let kubeconfig = keys.join(format!("{name}.kubeconfig"));
+            credentials.write_kubeconfig(&kubeconfig, port, &format!("system:{name}"), None)?;
+            starting.spawn(name, components.scheduler(program, &kubeconfig))?;
+
+            let (name, program) = ("kwok", binaries.kwok.as_deref());
+            let program = program.ok_or(StartError::NoProgram { program: name })?;
+            let kubeconfig = keys.join(format!("{name}.kubeconfig"));
+            // For all nodes, so with more rights than any one of them.
+            credentials.write_kubeconfig(&kubeconfig, port, name, Some("system:masters"))?;
+            let stages = run_dir.join("kwok.yaml");
+            std::fs::write(&stages, kubelets.stages).map_err(unusable(&stages))?;
+            let kwok = components.kwok(program, &kubeconfig, &stages, kubelets.pod_block);
+            starting.spawn(name, kwok)?;
+        }
         starting
             .wait_for("the API server to be ready", async || {
                 path_is_ok("/readyz").await
@@ -274,9 +313,18 @@ impl ControlPlane {
         command
     }
 
-    /// The folder with the logs, which goes with the instance.
+    /// The folder for what goes with the instance: logs, sockets, passing files.
     pub fn run_dir(&self) -> &Path {
         self.group.folder()
+    }
+
+    /// Says which component has ended by itself, if any, with the end of its log.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Exited`] with the first such component.
+    pub fn check(&mut self) -> Result<(), StartError> {
+        check(&mut self.components)
     }
 
     /// Starts a further process that ends with this instance at the latest, with output in
@@ -335,16 +383,7 @@ impl Starting<'_> {
             if answer.await == Ok(true) {
                 return Ok(());
             }
-            for component in &mut self.components {
-                if let Ok(Some(status)) = component.try_wait() {
-                    let log = component.last_log_lines();
-                    return Err(StartError::Exited {
-                        component: component.name().to_owned(),
-                        status,
-                        log,
-                    });
-                }
-            }
+            check(&mut self.components)?;
             if self.since.elapsed() > START_TIMEOUT {
                 return Err(StartError::NotReady {
                     awaited,
@@ -362,6 +401,20 @@ impl Starting<'_> {
             .map(|it| format!("{}:\n{}", it.name(), it.last_log_lines()));
         logs.collect::<Vec<_>>().join("\n")
     }
+}
+
+/// An error if a component has ended.
+fn check(components: &mut [Process]) -> Result<(), StartError> {
+    for component in components {
+        if let Ok(Some(status)) = component.try_wait() {
+            return Err(StartError::Exited {
+                component: component.name().to_owned(),
+                status,
+                log: component.last_log_lines(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn unusable(path: &Path) -> impl FnOnce(io::Error) -> StartError {

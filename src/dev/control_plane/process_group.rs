@@ -88,15 +88,15 @@ impl ProcessGroup {
         let log_path = self.folder.join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(&log_path)?;
         let group = Pid::from_child(&self.watchdog).as_raw_nonzero().get();
-        let child = command
+        command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(group)
-            .spawn()?;
+            .process_group(group);
         Ok(Process {
             name: name.to_owned(),
-            child,
+            child: command.spawn()?,
+            command,
             log_path,
         })
     }
@@ -126,6 +126,7 @@ impl Drop for ProcessGroup {
 #[derive(Debug)]
 pub struct Process {
     name: String,
+    command: Command,
     child: Child,
     log_path: PathBuf,
 }
@@ -162,10 +163,7 @@ impl Process {
     /// When the operating system refuses.
     pub fn stop(&mut self, grace: Duration) -> io::Result<ExitStatus> {
         let deadline = Instant::now() + grace;
-        if let Some(status) = self.try_wait()? {
-            return Ok(status);
-        }
-        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         while Instant::now() < deadline {
             if let Some(status) = self.try_wait()? {
                 return Ok(status);
@@ -183,6 +181,31 @@ impl Process {
     pub fn kill(&mut self) -> io::Result<ExitStatus> {
         self.child.kill()?;
         self.child.wait()
+    }
+
+    /// Starts the same command once more, after killing the process if it still runs. The
+    /// output is appended to the same log.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system refuses, for one because the group is gone.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill()?;
+        self.child = self.command.spawn()?;
+        Ok(())
+    }
+
+    /// Sends a signal, such as SIGSTOP and SIGCONT. No error if the process has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system refuses.
+    pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
+        // Not waited for before, or known to have ended: the id is nobody else's.
+        if self.try_wait()?.is_none() {
+            kill_process(Pid::from_child(&self.child), signal)?;
+        }
+        Ok(())
     }
 
     /// The last lines of the log, for an error message.
@@ -339,6 +362,30 @@ mod tests {
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(9)
         );
+    }
+
+    #[test]
+    fn restart_runs_the_same_command_and_goes_on_with_the_log() {
+        let group = group();
+        let mut process = group.spawn("again", shell("echo one; sleep 1000")).unwrap();
+        wait_for("the first start", || wrote(&process, "one\n"));
+        let first = process.id();
+        // One that does not listen to reason either.
+        process.signal(Signal::STOP).unwrap();
+
+        process.restart().unwrap();
+
+        assert_ne!(process.id(), first);
+        wait_for("the second start", || wrote(&process, "one\none\n"));
+        process.kill().unwrap();
+        process.signal(Signal::TERM).unwrap();
+        process.restart().unwrap();
+        wait_for("the third start", || wrote(&process, "one\none\none\n"));
+
+        drop(group);
+        wait_for("the end with the group", || {
+            process.try_wait().unwrap().is_some()
+        });
     }
 
     #[test]
