@@ -106,7 +106,7 @@ fn cni_node(cluster_name: &str, node: &str, node_uid: &str, features: Vec<Featur
                 name: node.to_owned(),
                 uid: node_uid.to_owned(),
                 controller: Some(true),
-                block_owner_deletion: Some(true),
+                ..OwnerReference::default()
             }]),
             ..ObjectMeta::default()
         },
