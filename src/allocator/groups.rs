@@ -156,14 +156,8 @@ impl GroupDirectory {
     /// EC2 could not be asked; all are missing as before.
     pub async fn recheck(&self) -> Result<Vec<String>, Ec2Error> {
         let missing = self.missing();
-        let answers = self.ask(
-            &mut lock(&self.state),
-            missing
-                .iter()
-                .cloned()
-                .filter(|id| is_well_formed(id))
-                .collect(),
-        );
+        let askable = missing.iter().filter(|id| is_well_formed(id)).cloned();
+        let answers = self.ask(&mut lock(&self.state), askable.collect());
         let mut statuses = HashMap::new();
         for answer in answers {
             let answer = answer.await?;

@@ -5,7 +5,9 @@
 //! observes what came of them and asks again. Losing the process loses nothing, because
 //! everything that counts is observed anew.
 //!
-//! Pure: nothing in here makes a call, reads a clock or sleeps.
+//! The plan is pure: it makes no call, reads no clock and does not sleep. Around it are
+//! [`groups`], which asks EC2 for security groups, and [`socket`], which shows others what is
+//! known.
 
 pub mod groups;
 mod node;
