@@ -13,7 +13,7 @@
 //! * [`webhook`]: admission over HTTP.
 //! * [`tls`]: serving certificates.
 //! * [`allocator`]: the plan for a node's trunk and branch interfaces; pure, and nothing
-//!   carries it out yet.
+//!   carries it out yet. The socket on which it answers the webhook.
 //! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
@@ -21,7 +21,7 @@
 //! * [`cli`]: flags and wiring.
 //!
 //! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
-//! `telemetry` and `api`, `policy` and `allocator` use `api`,
+//! `telemetry` and `api`, `allocator` uses `policy`, `ec2` and `api`, `policy` uses `api`,
 //! `ec2` none of them.
 
 pub mod accept;

@@ -15,6 +15,9 @@ use crate::ec2::error::{Ec2Error, ErrorClass};
 
 /// How long a group that exists is taken to go on existing.
 const EXISTING_FOR: Duration = Duration::from_secs(60);
+/// How long before that EC2 is asked again, while the answer still holds: who asks often
+/// never waits.
+const ASKED_AHEAD: Duration = Duration::from_secs(30);
 /// How long a group that does not exist is taken not to; somebody may be waiting for it.
 const MISSING_FOR: Duration = Duration::from_secs(2);
 /// How long a group is waited for before EC2 has to refuse it once more.
@@ -96,18 +99,25 @@ impl GroupDirectory {
         let answers = {
             let mut state = lock(&self.state);
             let now = Instant::now();
-            let mut unknown = BTreeSet::new();
+            let (mut unknown, mut aging) = (BTreeSet::new(), BTreeSet::new());
             for id in ids {
                 let known = state.known.get(id).filter(|known| now < known.until);
                 if !is_well_formed(id) {
                     statuses.insert(id.clone(), GroupStatus::Missing);
                 } else if let Some(known) = known {
+                    let is_there = known.status != GroupStatus::Missing;
+                    if is_there && now + ASKED_AHEAD >= known.until {
+                        aging.insert(id.clone());
+                    }
                     statuses.insert(id.clone(), known.status.clone());
                 } else {
                     unknown.insert(id.clone());
                 }
             }
-            self.ask(&mut state, unknown)
+            let answers = self.ask(&mut state, unknown);
+            // Together with the unknown ones, but nobody waits for these.
+            self.ask(&mut state, aging);
+            answers
         };
         for answer in answers {
             let answer = answer.await?;
@@ -156,14 +166,8 @@ impl GroupDirectory {
     /// EC2 could not be asked; all are missing as before.
     pub async fn recheck(&self) -> Result<Vec<String>, Ec2Error> {
         let missing = self.missing();
-        let answers = self.ask(
-            &mut lock(&self.state),
-            missing
-                .iter()
-                .cloned()
-                .filter(|id| is_well_formed(id))
-                .collect(),
-        );
+        let askable = missing.iter().filter(|id| is_well_formed(id)).cloned();
+        let answers = self.ask(&mut lock(&self.state), askable.collect());
         let mut statuses = HashMap::new();
         for answer in answers {
             let answer = answer.await?;
@@ -479,9 +483,44 @@ pub(super) mod tests {
         directory.look_up(&ids(&[A, C])).await.unwrap();
         assert_eq!(
             ec2.asked()[2..],
-            [ids(&[A])],
-            "an existing one may have gone"
+            [ids(&[A, C])],
+            "an existing one may have gone, and the other soon too old"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn group_that_is_often_asked_for_is_asked_ahead_and_nobody_waits() {
+        let ec2 = Groups::silent(&[(A, "vpc-1")]);
+        let directory = GroupDirectory::new(ec2.clone());
+        ec2.may_answer.add_permits(1);
+        let a = ids(&[A]);
+        directory.look_up(&a).await.unwrap();
+        tokio::time::advance(EXISTING_FOR - ASKED_AHEAD - Duration::from_secs(1)).await;
+        directory.look_up(&a).await.unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(ec2.asked().len(), 1, "it is fresh");
+
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..3 {
+            // EC2 does not answer yet.
+            let looked_up = directory.look_up(&a).now_or_never();
+            assert_eq!(looked_up.unwrap().unwrap()[A], exists());
+            tokio::task::yield_now().await;
+            assert_eq!(ec2.asked().len(), 2, "once");
+        }
+        ec2.may_answer.add_permits(1);
+        tokio::time::advance(ASKED_AHEAD - Duration::from_secs(1)).await;
+        while lock(&directory.state).known[A].until < Instant::now() + ASKED_AHEAD {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let looked_up = directory.look_up(&a).now_or_never();
+        assert_eq!(
+            looked_up.unwrap().unwrap()[A],
+            exists(),
+            "the new answer holds"
+        );
+        assert_eq!(ec2.asked().len(), 2);
     }
 
     #[tokio::test]

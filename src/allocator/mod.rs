@@ -11,6 +11,9 @@
 //! objects of the API server; `retry`. Around it: `watches` bring objects, `worker` is the
 //! loop, `calls` and `chores` carry out. [`election`] says which replica works, [`events`]
 //! tells people, [`socket`] answers the webhook.
+//! The plan is pure: it makes no call, reads no clock and does not sleep. Around it are
+//! [`groups`], which asks EC2 for security groups, and [`socket`], which shows others what is
+//! known.
 
 mod calls;
 mod candidate;

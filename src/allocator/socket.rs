@@ -214,14 +214,14 @@ async fn capacity(State(known): State<Known>) -> Response {
 async fn security_groups(State(known): State<Known>, RawQuery(query): RawQuery) -> Response {
     match ids(query) {
         Ok(ids) => answer(known.groups(&ids).await),
-        Err(refusal) => refusal,
+        Err(why) => refusal(StatusCode::BAD_REQUEST, &why),
     }
 }
 
 async fn admission(State(known): State<Known>, RawQuery(query): RawQuery) -> Response {
     match ids(query) {
         Ok(ids) => answer(known.availability(&ids).await),
-        Err(refusal) => refusal,
+        Err(why) => refusal(StatusCode::BAD_REQUEST, &why),
     }
 }
 
@@ -234,23 +234,20 @@ async fn ready(State(known): State<Known>) -> Response {
 }
 
 /// The values of `id` in a query, each once.
-fn ids(query: Option<String>) -> Result<Vec<String>, Response> {
+fn ids(query: Option<String>) -> Result<Vec<String>, String> {
     let mut ids = Vec::new();
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
-        let bad = |why: &str| Err(refusal(StatusCode::BAD_REQUEST, why));
         if name != "id" {
-            return bad(&format!(
-                "there is no parameter {name:?}; give id=sg-..., once or more"
-            ));
+            let why = format!("there is no parameter {name:?}; give id=sg-..., once or more");
+            return Err(why);
         }
         let id = value.into_owned();
         if !ids.contains(&id) {
             ids.push(id);
         }
         if ids.len() > MOST_IDS {
-            return bad(&format!(
-                "more than {MOST_IDS} groups; ask in several requests"
-            ));
+            let why = format!("more than {MOST_IDS} groups; ask in several requests");
+            return Err(why);
         }
     }
     Ok(ids)
