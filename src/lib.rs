@@ -15,6 +15,8 @@
 //! * [`allocator`]: the plan for a node's trunk and branch interfaces; pure, and nothing
 //!   carries it out yet. The socket on which it answers the webhook.
 //! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
+//!   carries it out yet.
+//! * [`ec2`]: calls to Amazon EC2, and a simulator of it.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
 //! * [`accept`]: taking connections, for every server here.

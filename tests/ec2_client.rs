@@ -250,7 +250,7 @@ async fn branch_has_its_address_groups_tags_and_vlan() {
     assert_eq!(branch.ipv6_address, None);
     assert_eq!(branch.subnet_id, cloud.subnet);
     assert_eq!(branch.vpc_id, cloud.vpc);
-    assert_eq!(branch.group_ids, [cloud.group.clone()]);
+    assert_eq!(branch.group_ids, [&*cloud.group]);
     assert_eq!(branch.tags["owner"], "pod");
 
     let association = NewAssociation {
@@ -362,7 +362,7 @@ async fn instance_shows_its_type_groups_and_taken_device_indexes() {
     assert_eq!(alive.instance_type, "m5.large");
     assert_eq!(alive.subnet_id, cloud.subnet);
     assert_eq!(alive.vpc_id, cloud.vpc);
-    assert_eq!(alive.group_ids, [cloud.group.clone()]);
+    assert_eq!(alive.group_ids, [&*cloud.group]);
     let taken = BTreeSet::from_iter(alive.device_indexes.iter().copied());
     assert_eq!(taken, BTreeSet::from([0, 1]));
 }
