@@ -33,8 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The sandbox that most tests share; it ends with this process.
 async fn shared() -> &'static Sandbox {
     static SANDBOX: OnceCell<Sandbox> = OnceCell::const_new();
-    let start = || start(None, false, &[NodeGroup::new("m5.large", 1)]);
-    SANDBOX.get_or_init(start).await
+    let group = [NodeGroup::new("m5.large", 1)];
+    SANDBOX.get_or_init(|| start(None, false, &group)).await
 }
 
 async fn start(data_dir: Option<&Path>, custom_networking: bool, nodes: &[NodeGroup]) -> Sandbox {

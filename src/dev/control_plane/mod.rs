@@ -23,7 +23,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use kube::api::{DeleteParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
@@ -238,23 +240,6 @@ impl ControlPlane {
             })
             .await?;
         starting.spawn(name, components.controller_manager(&manager_kubeconfig))?;
-        if let Some(kubelets) = options.kubelets {
-            let (name, program) = ("kube-scheduler", binaries.kube_scheduler.as_deref());
-            let program = program.ok_or(StartError::NoProgram { program: name })?;
-            let kubeconfig = keys.join(format!("{name}.kubeconfig"));
-            credentials.write_kubeconfig(&kubeconfig, port, &format!("system:{name}"), None)?;
-            starting.spawn(name, components.scheduler(program, &kubeconfig))?;
-
-            let (name, program) = ("kwok", binaries.kwok.as_deref());
-            let program = program.ok_or(StartError::NoProgram { program: name })?;
-            let kubeconfig = keys.join(format!("{name}.kubeconfig"));
-            // For all nodes, so with more rights than any one of them.
-            credentials.write_kubeconfig(&kubeconfig, port, name, Some("system:masters"))?;
-            let stages = run_dir.join("kwok.yaml");
-            std::fs::write(&stages, kubelets.stages).map_err(unusable(&stages))?;
-            let kwok = components.kwok(program, &kubeconfig, &stages, kubelets.pod_block);
-            starting.spawn(name, kwok)?;
-        }
         starting
             .wait_for("the API server to be ready", async || {
                 path_is_ok("/readyz").await
@@ -262,6 +247,11 @@ impl ControlPlane {
             .await?;
         let service_accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
         let has_default = async || service_accounts.get("default").await.is_ok();
+        if let Some(kubelets) = options.kubelets {
+            starting
+                .add_kubelets(&components, kubelets, &client, &keys)
+                .await?;
+        }
         starting
             .wait_for("the controllers to make a service account", has_default)
             .await?;
@@ -370,6 +360,53 @@ impl Starting<'_> {
         self.components
             .push(spawned.map_err(|source| StartError::Spawn { program, source })?);
         Ok(())
+    }
+
+    /// Starts kwok, and the scheduler once kwok has taken over the nodes that there are.
+    async fn add_kubelets(
+        &mut self,
+        components: &Components<'_>,
+        kubelets: Kubelets,
+        client: &Client,
+        keys: &Path,
+    ) -> Result<(), StartError> {
+        let (credentials, port) = (components.credentials, components.port);
+        let found = |name, program: &Option<PathBuf>| {
+            let program = program.clone();
+            program.ok_or(StartError::NoProgram { program: name })
+        };
+        let nodes: Api<Node> = Api::all(client.clone());
+        let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+        let every = ListParams::default();
+
+        let name = "kwok";
+        let program = found(name, &components.binaries.kwok)?;
+        let kubeconfig = keys.join(format!("{name}.kubeconfig"));
+        // For all nodes, so with more rights than any one of them.
+        credentials.write_kubeconfig(&kubeconfig, port, name, Some("system:masters"))?;
+        let stages = components.run_dir.join("kwok.yaml");
+        std::fs::write(&stages, kubelets.stages).map_err(unusable(&stages))?;
+        // It leaves nodes alone as long as an earlier one may still act for them.
+        let let_go = async || {
+            let deletion = DeleteParams::default();
+            leases.delete_collection(&deletion, &every).await.is_ok()
+        };
+        self.wait_for("the leases of nodes to go", let_go).await?;
+        let kwok = components.kwok(&program, &kubeconfig, &stages, kubelets.pod_block);
+        self.spawn(name, kwok)?;
+        // It has to know the addresses of pods that run before there are more.
+        let has_them = async || {
+            let found = tokio::try_join!(nodes.list(&every), leases.list(&every));
+            found.is_ok_and(|(nodes, leases)| leases.items.len() >= nodes.items.len())
+        };
+        self.wait_for("kwok to take over the nodes", has_them)
+            .await?;
+
+        let name = "kube-scheduler";
+        let program = found(name, &components.binaries.kube_scheduler)?;
+        let kubeconfig = keys.join(format!("{name}.kubeconfig"));
+        credentials.write_kubeconfig(&kubeconfig, port, &format!("system:{name}"), None)?;
+        self.spawn(name, components.scheduler(&program, &kubeconfig))
     }
 
     async fn wait_for(
