@@ -4,7 +4,9 @@
 //! connection that [`tls`] makes trustworthy, before it stores it. The webhook reads the few
 //! fields that matter and asks [`policy`] which SecurityGroupPolicies (one of the resources
 //! in [`api`]) select the pod and what follows from that. The answer goes back as a patch,
-//! as warnings or as a refusal, and [`telemetry`] counts it.
+//! as warnings or as a refusal, and [`telemetry`] counts it. Once the scheduler has bound the
+//! pod to a node, the [`allocator`] makes a network interface with the groups through
+//! [`ec2`], and names it in the pod's annotation.
 //!
 //! In reading order:
 //!
@@ -12,19 +14,18 @@
 //! * [`policy`]: which security groups a pod gets, and why; pure.
 //! * [`webhook`]: admission over HTTP.
 //! * [`tls`]: serving certificates.
-//! * [`allocator`]: the plan for a node's trunk and branch interfaces; pure, and nothing
-//!   carries it out yet. The socket on which it answers the webhook.
-//! * [`ec2`]: what Amazon EC2 is like, and a simulator of it.
-//!   carries it out yet.
+//! * [`allocator`]: trunk and branch interfaces, from the plan to the calls, and the socket
+//!   on which the webhook asks.
 //! * [`ec2`]: calls to Amazon EC2, and a simulator of it.
+//! * [`api_server`]: reading the Kubernetes API server.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
 //! * [`accept`]: taking connections, for every server here.
 //! * [`cli`]: flags and wiring.
 //!
-//! Imports run one way: `cli` and `dev` use everything, `webhook` uses `policy`,
-//! `telemetry` and `api`, `allocator` uses `policy`, `ec2` and `api`, `policy` uses `api`,
-//! `ec2` none of them.
+//! Imports run one way: `cli` and `dev` use everything; `webhook` and `allocator` use
+//! `policy`, `api_server`, `telemetry` and `api`, the allocator `ec2` besides; `api_server`
+//! uses `policy` and `api`; `policy` uses `api`; `ec2` none of them.
 
 pub mod accept;
 pub mod allocator;

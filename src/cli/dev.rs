@@ -15,6 +15,7 @@ use clap::Args;
 use kube::config::Kubeconfig;
 
 use super::signals::Signals;
+use crate::dev::allocator::AllocatorOptions;
 use crate::dev::cloud::{Instance, REGION};
 use crate::dev::control_plane::{Binaries, KUBECONFIG_NAME};
 use crate::dev::nodes::{NodeGroup, NodeGroupError};
@@ -141,7 +142,10 @@ impl DevArgs {
                 nodes: self.wanted_nodes(),
                 custom_networking: self.custom_networking,
             }),
-            allocator: None,
+            allocator: Some(AllocatorOptions {
+                arguments: logs.to_arguments(),
+                ..AllocatorOptions::default()
+            }),
         };
         let sandbox = Sandbox::start(&binaries, options, progress).await?;
         progress("ready");
