@@ -13,6 +13,7 @@ use crate::allocator::objects::Annotation;
 use crate::allocator::retry::Cause;
 use crate::allocator::state::{Effect, Failed, Found, Tick};
 use crate::allocator::{Action, AssociationId, BranchId, PodUid, Subject};
+use crate::api::SecurityGroupId;
 use crate::ec2::calls::{Instance, Interface};
 use crate::ec2::error::ErrorClass;
 
@@ -91,7 +92,7 @@ impl Worker {
             Done::GroupsChecked(found) => {
                 work.checking_groups = false;
                 let dirty = &mut work.dirty;
-                work.lacking_groups.retain(|(instance, _), group| {
+                work.lacking_groups.retain(|(instance, _), (group, _)| {
                     let lacks = !found.contains(group);
                     if !lacks {
                         dirty.insert(instance.clone());
@@ -220,14 +221,16 @@ impl Worker {
                 }
             }
             Action::SetGroups { branch, group_ids } => {
-                self.tell_changed_groups(branch, group_ids);
+                if let Some(name) = &node_work.name {
+                    self.tell_changed_groups(name, branch, group_ids);
+                }
             }
             _ => {}
         }
     }
 
-    fn tell_changed_groups(&self, branch: &BranchId, group_ids: &[crate::api::SecurityGroupId]) {
-        let owner = self.cluster.pods.iter().find(|(_, pod)| {
+    fn tell_changed_groups(&self, node: &str, branch: &BranchId, group_ids: &[SecurityGroupId]) {
+        let owner = self.cluster.pods_on(node).find(|(_, pod)| {
             matches!(&pod.object.annotation,
                 Annotation::Names(interface) if interface.interface_id == branch.as_str())
         });
@@ -282,7 +285,7 @@ impl Worker {
             // It waits until the group is there, which one call finds out for all.
             self.groups.note_missing(group);
             work.lacking_groups
-                .insert((instance.to_owned(), subject), group.to_owned());
+                .insert((instance.to_owned(), subject), (group.to_owned(), now));
             if work.check_groups_at < now {
                 work.check_groups_at = now + super::GROUP_CHECK_PAUSE;
             }
@@ -369,7 +372,10 @@ impl Worker {
             }
         };
         work.retries.remove(&who);
-        let annotated = self.annotated_associations();
+        let name = instance
+            .as_ref()
+            .and_then(|id| work.nodes.get(id)?.name.clone());
+        let annotated = self.annotated_associations(name.as_deref());
         let mut found = Found::by_instance(interfaces);
         let concerned: Vec<String> = match &instance {
             Some(id) => vec![id.clone()],
@@ -385,6 +391,12 @@ impl Worker {
                 for id in found.keys() {
                     work.nodes.entry(id.clone()).or_default();
                 }
+                // Their groups may have been changed.
+                let there = work
+                    .nodes
+                    .keys()
+                    .filter(|id| self.cluster.node_of(id).is_some());
+                work.wanted_instances.extend(there.cloned());
                 work.nodes.keys().cloned().collect()
             }
         };
@@ -397,17 +409,23 @@ impl Worker {
         }
     }
 
-    /// The associations that pods' annotations name, which EC2 lists only all at once.
-    fn annotated_associations(&self) -> BTreeMap<BranchId, AssociationId> {
-        let pods = self.cluster.pods.values();
-        let named = pods.filter_map(|pod| match &pod.object.annotation {
+    /// The associations that pods' annotations name, of one node or of all: EC2 lists them
+    /// only all at once.
+    fn annotated_associations(&self, node: Option<&str>) -> BTreeMap<BranchId, AssociationId> {
+        let named = |pod: &PodEntry| match &pod.object.annotation {
             Annotation::Names(interface) if !interface.association_id.is_empty() => Some((
                 BranchId::from(interface.interface_id.as_str()),
                 AssociationId::from(interface.association_id.as_str()),
             )),
             _ => None,
-        });
-        named.collect()
+        };
+        match node {
+            Some(name) => {
+                let pods = self.cluster.pods_on(name);
+                pods.filter_map(|(_, pod)| named(pod)).collect()
+            }
+            None => self.cluster.pods.values().filter_map(named).collect(),
+        }
     }
 
     fn described(

@@ -26,6 +26,7 @@ use super::cluster::{Change, Cluster, Touched};
 use super::election::Leadership;
 use super::events::EventSink;
 use super::groups::GroupDirectory;
+use super::objects::NodeObject;
 use super::retry::Retries;
 use super::state::{NodeState, Tick};
 use super::view::View;
@@ -37,8 +38,12 @@ use crate::telemetry::allocator::AllocatorMetrics;
 
 /// How often it is asked whether security groups that pods wait for are there by now.
 const GROUP_CHECK_PAUSE: Duration = Duration::from_secs(2);
+/// After so long it is tried all the same.
+const GROUP_PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// How often the view is made anew at most.
 const VIEW_PAUSE: Duration = Duration::from_millis(100);
+/// How often the cluster's VPC is asked for until it is known.
+const VPC_LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 /// How often what is left of nodes that are gone is looked at.
 const LEFTOVER_PAUSE: Duration = Duration::from_secs(5);
 /// A node that is made anew, with its instance, keeps its trunk for so long.
@@ -99,6 +104,10 @@ pub struct Worker {
     settings: Settings,
     cluster: Cluster,
     work: Option<Work>,
+    /// Asks for the cluster's VPC while this process does not lead.
+    vpc_lookup: JoinSet<Option<String>>,
+    vpc_lookup_at: Option<Instant>,
+    vpc_id: Option<String>,
     shown_at: Option<Instant>,
     is_view_stale: bool,
 }
@@ -122,8 +131,8 @@ struct Work {
     retries: Retries<Who>,
     /// What is not about interfaces and waits after a failure.
     pauses: BTreeMap<Who, Instant>,
-    /// Whose security groups do not exist, and which.
-    lacking_groups: BTreeMap<(String, Subject), String>,
+    /// Whose security groups do not exist, which, and since when it waits for that.
+    lacking_groups: BTreeMap<(String, Subject), (String, Instant)>,
     check_groups_at: Instant,
     checking_groups: bool,
     confirming: BTreeSet<PodUid>,
@@ -266,6 +275,9 @@ impl Worker {
             settings: parts.settings,
             cluster: Cluster::default(),
             work: None,
+            vpc_lookup: JoinSet::new(),
+            vpc_lookup_at: None,
+            vpc_id: None,
             shown_at: None,
             is_view_stale: true,
         }
@@ -278,6 +290,7 @@ impl Worker {
             let now = Instant::now();
             self.follow_leadership(now);
             self.reconcile(now);
+            self.look_up_vpc(now);
             let wake_at = self.show(now).into_iter().chain(self.next_wake()).min();
             tokio::select! {
                 () = &mut shutdown => break,
@@ -292,6 +305,10 @@ impl Worker {
                     None => break,
                 },
                 done = next_done(&mut self.work) => self.complete_all(done),
+                Some(found) = self.vpc_lookup.join_next() => {
+                    self.vpc_id = found.unwrap_or_default();
+                    self.is_view_stale = true;
+                }
                 () = sleep_until(wake_at) => {}
             }
         }
@@ -332,6 +349,29 @@ impl Worker {
             _ => return,
         }
         self.is_view_stale = true;
+    }
+
+    /// Finds out the cluster's VPC where this process does not lead and so learns nothing of
+    /// instances: the webhook beside it asks in which VPC a group is.
+    fn look_up_vpc(&mut self, now: Instant) {
+        let is_due = self.vpc_lookup_at.is_none_or(|at| at <= now);
+        if self.vpc_id.is_some() || self.work.is_some() || !is_due || !self.cluster.is_complete() {
+            return;
+        }
+        let mut instances = self
+            .cluster
+            .nodes
+            .values()
+            .filter_map(NodeObject::instance_id);
+        let Some(id) = instances.next().map(str::to_owned) else {
+            return;
+        };
+        self.vpc_lookup_at = Some(now + VPC_LOOKUP_PAUSE);
+        let calls = self.calls.clone();
+        self.vpc_lookup.spawn(async move {
+            let found = calls.instances(vec![id]).await.ok()?;
+            found.into_iter().next().map(|instance| instance.vpc_id)
+        });
     }
 
     /// Takes over a change, and others that wait.
@@ -377,10 +417,12 @@ impl Worker {
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let work = self.work.as_ref()?;
         if !self.cluster.is_complete() {
             return None;
         }
+        let Some(work) = &self.work else {
+            return self.vpc_lookup_at.filter(|_| self.vpc_id.is_none());
+        };
         let first = work.wakes.first().map(|(at, _)| *at);
         let groups = (!work.lacking_groups.is_empty() && !work.checking_groups)
             .then_some(work.check_groups_at);

@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::{Done, GROUP_CHECK_PAUSE, LEFTOVER_PAUSE, NodeWork, TRUNK_GRACE, Who, Work, Worker};
+use super::{
+    Done, GROUP_CHECK_PAUSE, GROUP_PATIENCE, LEFTOVER_PAUSE, NodeWork, TRUNK_GRACE, Who, Work,
+    Worker,
+};
 use crate::allocator::calls::{Circumstances, PodReference};
 use crate::allocator::chores::{self, TrunkState};
 use crate::allocator::cluster::PodEntry;
 use crate::allocator::desired::{self, Network, Rules, Standing, asks, desired};
 use crate::allocator::events::{Event, Reason, Regarding};
-use crate::allocator::objects::Annotation;
-use crate::allocator::{Action, PodUid, Subject};
+use crate::allocator::objects::{Annotation, NodeObject};
+use crate::allocator::{Action, DesiredNode, PodUid, Subject};
+use crate::api::SecurityGroupId;
 use crate::ec2::calls::Priority;
 use crate::ec2::instance_limits::InstanceLimits;
 
@@ -332,7 +336,7 @@ impl Worker {
         let desired = desired(standing, pods.iter().copied(), &node_work.state, rules);
 
         let mut held = desired.held;
-        held.extend(self.held_by_groups(work, instance, &desired.node));
+        held.extend(self.held_by_groups(work, instance, &desired.node, now));
         let in_grace = node_work
             .gone_since
             .is_some_and(|since| since + TRUNK_GRACE > now);
@@ -400,17 +404,20 @@ impl Worker {
         &self,
         work: &mut Work,
         instance: &str,
-        desired: &crate::allocator::DesiredNode,
+        desired: &DesiredNode,
+        now: Instant,
     ) -> Vec<Subject> {
         let wanted: BTreeSet<&str> = desired
             .pods
             .values()
             .flat_map(|pod| &pod.group_ids)
             .chain(desired.trunk_groups.iter().flatten())
-            .map(crate::api::SecurityGroupId::as_str)
+            .map(SecurityGroupId::as_str)
             .collect();
-        work.lacking_groups
-            .retain(|(of, _), group| of != instance || wanted.contains(group.as_str()));
+        work.lacking_groups.retain(|(of, _), (group, since)| {
+            let waits = wanted.contains(group.as_str()) && *since + GROUP_PATIENCE > now;
+            of != instance || waits
+        });
         let lacking = work.lacking_groups.keys();
         let here = lacking.filter(|(of, _)| of == instance);
         here.map(|(_, subject)| subject.clone()).collect()
@@ -529,12 +536,7 @@ impl Worker {
         });
     }
 
-    fn tell_unsupported(
-        &self,
-        node_work: &mut NodeWork,
-        node: &crate::allocator::objects::NodeObject,
-        instance_type: &str,
-    ) {
+    fn tell_unsupported(&self, node_work: &mut NodeWork, node: &NodeObject, instance_type: &str) {
         let note = format!(
             "Instance type {instance_type} takes no trunk interface, so no pod with security \
              groups runs here: use a type that does (docs/allocator.md), or add a row for it \
@@ -549,7 +551,7 @@ impl Worker {
     fn tell_network_problem(
         &self,
         node_work: &mut NodeWork,
-        node: &crate::allocator::objects::NodeObject,
+        node: &NodeObject,
         problem: &desired::NetworkProblem,
     ) {
         let note = format!("Interfaces can't be made: {problem}");
@@ -576,13 +578,7 @@ impl Worker {
             .publish(Event::new(pod_reference(uid, pod), reason, action, note));
     }
 
-    pub(super) fn tell_node(
-        &self,
-        node: &crate::allocator::objects::NodeObject,
-        reason: Reason,
-        action: &str,
-        note: String,
-    ) {
+    pub(super) fn tell_node(&self, node: &NodeObject, reason: Reason, action: &str, note: String) {
         let regarding = Regarding::Node {
             name: node.name().to_owned(),
             uid: node.uid().to_owned(),

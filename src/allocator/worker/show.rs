@@ -24,6 +24,7 @@ impl Worker {
             return Some(at);
         }
         let view = self.look(now);
+        self.vpc_id.clone_from(&view.vpc_id);
         self.count(&view);
         self.view.send_replace(Arc::new(view));
         // Of many nodes it takes longer, and is made so much more seldom.
@@ -70,7 +71,7 @@ impl Worker {
         View {
             leading: leadership.is_held(),
             leader: leadership.holder,
-            vpc_id: vpc_id.or_else(|| self.view.borrow().vpc_id.clone()),
+            vpc_id: vpc_id.or_else(|| self.vpc_id.clone()),
             nodes,
         }
     }
