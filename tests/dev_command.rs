@@ -7,7 +7,8 @@ mod waiting;
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
@@ -73,6 +74,15 @@ impl Dev {
 
     fn run_folder(&self) -> PathBuf {
         self.told("The webhook's log is ", "/webhook.log")
+    }
+
+    /// A line for each node, with its instance's type, zone and id.
+    fn nodes(&self) -> String {
+        let nodes = self.told(
+            "The nodes, instances of a simulated EC2 (us-west-2):\n\n",
+            "\n\n",
+        );
+        nodes.to_str().unwrap().to_owned()
     }
 
     fn kubectl(&self, command: &str) -> Output {
@@ -213,9 +223,14 @@ fn killed_instance_leaves_nothing_and_the_next_start_goes_on_with_its_data() {
     let mut killed = Dev::start(&arguments);
     text(&killed.kubectl("apply -f examples/1-policy.yaml"));
     let run_folder = killed.run_folder();
+    let nodes = killed.nodes();
+    assert_eq!(nodes.lines().count(), 5, "{nodes}");
     killed.end(Signal::KILL);
 
     let next = Dev::start(&arguments);
+    assert_eq!(next.nodes(), nodes, "the same nodes on the same instances");
+    let ready = next.kubectl("wait --for=condition=Ready --timeout=60s nodes --all");
+    assert_eq!(text(&ready).lines().count(), 5, "{ready:?}");
     let policies = text(&next.kubectl("get securitygrouppolicies"));
     assert!(policies.contains("database-clients"), "{policies}");
     let pod = text(&next.kubectl("create --dry-run=server -o yaml -f examples/2-green.yaml"));
@@ -302,6 +317,49 @@ fn program(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap();
     let mut candidates = env::split_paths(&path).map(|folder| folder.join(name));
     candidates.find(|path| path.is_file()).expect(name)
+}
+
+#[test]
+fn simulated_ec2_has_the_nodes_that_were_asked_for() {
+    let dev = Dev::start(&["--nodes", "c5.xlarge=1", "--nodes", "m5.large=1"]);
+    let nodes = dev.nodes();
+    let types: Vec<_> = nodes
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .collect();
+    assert_eq!(types.len(), 2, "{nodes}");
+    assert!(
+        types.contains(&"c5.xlarge") && types.contains(&"m5.large"),
+        "{nodes}"
+    );
+
+    let endpoint = dev.told("export AWS_ENDPOINT_URL_EC2=http://", "\n");
+    let mut connection = TcpStream::connect(endpoint.to_str().unwrap()).unwrap();
+    let call = "GET /?Action=DescribeInstances&Version=2016-11-15 HTTP/1.1\r\n\
+                Host: ec2\r\nConnection: close\r\n\r\n";
+    connection.write_all(call.as_bytes()).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    for line in nodes.lines() {
+        let instance = line.split_whitespace().last().unwrap();
+        assert!(answer.contains(instance), "{instance}: {answer}");
+    }
+}
+
+#[test]
+fn unknown_instance_type_is_refused_with_names_near_to_it() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sgp"))
+        .args(["dev", "--nodes", "m5.lagre=3"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("there is no instance type m5.lagre"),
+        "{error}"
+    );
+    assert!(error.contains("m5.large"), "{error}");
 }
 
 #[test]

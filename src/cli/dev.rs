@@ -246,7 +246,11 @@ fn introduce(sandbox: &Sandbox, kubeconfig: &Path) {
         println!("  export PATH=\"$PATH:{}\"", folder.display());
     }
     let cloud = sandbox.cloud();
-    println!("\nThe nodes, instances of a simulated EC2 ({REGION}):\n");
+    match sandbox.nodes() {
+        [] => println!("\nThere are no nodes, and a simulated EC2 ({REGION}) without instances."),
+        _ => println!("\nThe nodes, instances of a simulated EC2 ({REGION}):\n"),
+    }
+    let width = sandbox.nodes().iter().map(|node| node.name.len()).max();
     for node in sandbox.nodes() {
         let Instance {
             id,
@@ -254,7 +258,8 @@ fn introduce(sandbox: &Sandbox, kubeconfig: &Path) {
             zone,
             ..
         } = &node.instance;
-        println!("  {}  {instance_type}  {zone}  {id}", node.name);
+        let (name, width) = (&node.name, width.unwrap_or_default());
+        println!("  {name:width$}  {instance_type}  {zone}  {id}");
     }
     println!("\nThe AWS CLI looks into it with\n");
     let variables = cloud
