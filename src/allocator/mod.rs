@@ -72,8 +72,9 @@ pub struct Allocator {
     pub client: Client,
     /// For EC2. Its calls that change something have to ask `leadership` first.
     pub ec2: Arc<dyn Ec2>,
-    /// Who works.
-    pub election: Election,
+    /// Who works; `None` if nobody of us does, because EKS's own controller makes the
+    /// interfaces.
+    pub election: Option<Election>,
     /// Where the election says whether this process does.
     pub leadership: watch::Sender<Leadership>,
     /// Where the webhook asks.
@@ -89,9 +90,9 @@ impl Allocator {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (changes, to_worker) = mpsc::unbounded_channel();
         let (view, shown) = watch::channel(Arc::new(View::default()));
-        let identity = self.election.identity().to_owned();
+        let identity = self.election.as_ref().map_or("sgp", Election::identity);
         let dropped = self.metrics.events_dropped.clone();
-        let (events, writer) = events::channel(self.client.clone(), &identity, dropped);
+        let (events, writer) = events::channel(self.client.clone(), identity, dropped);
         let groups = Arc::new(GroupDirectory::new(self.ec2.clone()));
         let is_ready = Arc::new(AtomicBool::new(false));
         let known = Known {
@@ -124,6 +125,12 @@ impl Allocator {
                 socket::serve(self.socket, known, until_stopped(stopped)),
             );
         };
+        let compete = async {
+            match &self.election {
+                Some(election) => match election.run(&self.leadership).await {},
+                None => std::future::pending().await,
+            }
+        };
         let stop_in_order = async {
             shutdown.await;
             tracing::info!("shutting down");
@@ -135,8 +142,10 @@ impl Allocator {
             () = work => {}
             () = stop_in_order => {}
             () = watches::run(self.client, changes) => {}
-            _ = self.election.run(&self.leadership) => {}
+            () = compete => {}
         }
-        self.election.release().await;
+        if let Some(election) = &self.election {
+            election.release().await;
+        }
     }
 }

@@ -38,6 +38,10 @@ pub(super) struct AllocatorArgs {
     #[arg(long, value_name = "NAME", value_parser = cluster_name)]
     cluster_name: String,
 
+    /// Who makes the interfaces
+    #[arg(long, value_enum, default_value_t)]
+    eni_backend: EniBackend,
+
     #[command(flatten)]
     cluster: ClusterArgs,
 
@@ -98,6 +102,16 @@ pub(super) struct AllocatorArgs {
     /// What this process is called in the Lease and in events; by default the host's name
     #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = "Election")]
     identity: Option<String>,
+}
+
+/// Who makes trunk and branch interfaces.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+enum EniBackend {
+    /// This program, through EC2's API; AWS opens the calls about trunks to admitted accounts
+    #[default]
+    Ec2,
+    /// EKS's own controller; this program only answers webhooks and changes nothing
+    Eks,
 }
 
 async fn serve_metrics(listener: Option<TcpListener>, registry: Registry) {
@@ -165,13 +179,16 @@ impl AllocatorArgs {
         let ec2 = AwsEc2::connect(ec2_metrics).await?;
         let ec2 = ec2.only_while(move || leads.borrow().is_held());
 
-        let election = Election::new(
-            client.clone(),
-            &self.lease_namespace,
-            &self.lease_name,
-            &self.identity(),
-            self.lease_duration,
-        );
+        let election = match self.eni_backend {
+            EniBackend::Ec2 => Some(Election::new(
+                client.clone(),
+                &self.lease_namespace,
+                &self.lease_name,
+                &self.identity(),
+                self.lease_duration,
+            )),
+            EniBackend::Eks => None,
+        };
         let allocator = Allocator {
             client,
             ec2: Arc::new(ec2),
