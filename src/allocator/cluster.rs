@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
@@ -32,10 +31,10 @@ pub enum Change {
     Policies(Of<DynamicObject>),
     /// Service accounts.
     ServiceAccounts(Of<PartialObjectMeta<ServiceAccount>>),
-    /// The ConfigMap of the VPC CNI plugin.
-    ConfigMaps(Of<ConfigMap>),
-    /// The DaemonSet of the VPC CNI plugin.
-    DaemonSets(Of<DaemonSet>),
+    /// What the ConfigMap of the VPC CNI plugin says.
+    Cooldowns(Of<Cooldown>),
+    /// What the DaemonSet of the VPC CNI plugin says.
+    Plugins(Of<PluginSettings>),
 }
 
 /// What has become of objects of one kind.
@@ -51,6 +50,18 @@ pub enum Of<K> {
     Undefined,
 }
 
+impl<K> Of<K> {
+    /// The same of what `read` makes of each object.
+    pub fn map<V>(self, read: impl Fn(K) -> V) -> Of<V> {
+        match self {
+            Self::Apply(object) => Of::Apply(read(object)),
+            Self::Delete(object) => Of::Delete(read(object)),
+            Self::All(objects) => Of::All(objects.into_iter().map(read).collect()),
+            Self::Undefined => Of::Undefined,
+        }
+    }
+}
+
 /// The kinds that are watched.
 const KINDS: usize = 8;
 
@@ -63,8 +74,8 @@ impl Change {
             Self::EniConfigs(_) => 3,
             Self::Policies(_) => 4,
             Self::ServiceAccounts(_) => 5,
-            Self::ConfigMaps(_) => 6,
-            Self::DaemonSets(_) => KINDS - 1,
+            Self::Cooldowns(_) => 6,
+            Self::Plugins(_) => KINDS - 1,
         }
     }
 
@@ -79,8 +90,8 @@ impl Change {
             Self::EniConfigs(of) => all(of),
             Self::Policies(of) => all(of),
             Self::ServiceAccounts(of) => all(of),
-            Self::ConfigMaps(of) => all(of),
-            Self::DaemonSets(of) => all(of),
+            Self::Cooldowns(of) => all(of),
+            Self::Plugins(of) => all(of),
         }
     }
 }
@@ -209,18 +220,12 @@ impl Cluster {
             }
             Change::Policies(of) => self.apply_policies(of, &mut touched),
             Change::ServiceAccounts(of) => self.apply_service_accounts(of, &mut touched),
-            Change::ConfigMaps(of) => {
-                self.cooldown = match last(of) {
-                    Some(map) => Cooldown::from_config_map(map.data.as_ref()),
-                    None => Cooldown::default(),
-                };
+            Change::Cooldowns(of) => {
+                self.cooldown = last(of).unwrap_or_default();
                 touched.all = true;
             }
-            Change::DaemonSets(of) => {
-                self.plugin = match last(of) {
-                    Some(plugin) => PluginSettings::from(&plugin),
-                    None => PluginSettings::default(),
-                };
+            Change::Plugins(of) => {
+                self.plugin = last(of).unwrap_or_default();
                 touched.all = true;
             }
         }

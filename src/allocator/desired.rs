@@ -29,16 +29,16 @@ pub enum NetworkProblem {
         "custom networking is on, and the node names no ENIConfig: give it the label or \
          annotation {label}"
     )]
-    NoConfigNamed {
+    ConfigNotNamed {
         /// The label's key.
         label: String,
     },
     /// The ENIConfig is not there.
     #[error("ENIConfig {0:?}, which the node names, does not exist: create it")]
-    NoConfig(String),
+    ConfigMissing(String),
     /// The ENIConfig names no subnet.
     #[error("ENIConfig {0:?}, which the node names, has no spec.subnet: write one")]
-    NoSubnet(String),
+    SubnetMissing(String),
 }
 
 /// Where a node's interfaces are made.
@@ -70,13 +70,13 @@ pub fn network(
     }
     let Some(name) = by_cni_node.or_else(|| node.eni_config(&cluster.plugin)) else {
         let label = cluster.plugin.eni_config_label.clone();
-        return Err(NetworkProblem::NoConfigNamed { label });
+        return Err(NetworkProblem::ConfigNotNamed { label });
     };
     let Some(config) = cluster.eni_configs.get(name) else {
-        return Err(NetworkProblem::NoConfig(name.to_owned()));
+        return Err(NetworkProblem::ConfigMissing(name.to_owned()));
     };
     let Some(subnet_id) = config.subnet.clone().filter(|id| !id.is_empty()) else {
-        return Err(NetworkProblem::NoSubnet(name.to_owned()));
+        return Err(NetworkProblem::SubnetMissing(name.to_owned()));
     };
     let group_ids = groups_of(config).unwrap_or_else(own_groups);
     Ok(Network {

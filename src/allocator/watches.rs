@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::cluster::{Change, Of};
+use super::cooldown::Cooldown;
+use super::objects::PluginSettings;
 use crate::api::names::{CNI_CONFIG_MAP, CNI_DAEMON_SET, CNI_NAMESPACE};
 use crate::api_server::policies::policy_resource;
 use crate::api_server::{Feed, follow};
@@ -72,16 +74,18 @@ pub async fn run(client: Client, changes: UnboundedSender<Change>) {
             named(CNI_CONFIG_MAP),
             "configmaps",
             to,
-            Change::ConfigMaps
+            cooldown
         ),
-        each(
-            plugins,
-            named(CNI_DAEMON_SET),
-            "daemonsets",
-            to,
-            Change::DaemonSets
-        ),
+        each(plugins, named(CNI_DAEMON_SET), "daemonsets", to, plugin),
     );
+}
+
+fn cooldown(maps: Of<ConfigMap>) -> Change {
+    Change::Cooldowns(maps.map(|map| Cooldown::from_config_map(map.data.as_ref())))
+}
+
+fn plugin(plugins: Of<DaemonSet>) -> Change {
+    Change::Plugins(plugins.map(|plugin| PluginSettings::from(&plugin)))
 }
 
 /// Follows one resource.

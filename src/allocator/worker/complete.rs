@@ -100,7 +100,7 @@ impl Worker {
                     lacks
                 });
             }
-            Done::ChoreDone {
+            Done::Chore {
                 node,
                 chore,
                 result,

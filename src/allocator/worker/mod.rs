@@ -196,7 +196,7 @@ enum Done {
         result: Result<bool, CallError>,
     },
     GroupsChecked(Vec<String>),
-    ChoreDone {
+    Chore {
         node: String,
         chore: Chore,
         result: Result<(), CallError>,

@@ -215,7 +215,7 @@ impl Worker {
                 Ok(()) => chore.carry_out(&client, &cluster_name, &node).await,
                 error => error,
             };
-            Done::ChoreDone {
+            Done::Chore {
                 node,
                 chore,
                 result,
