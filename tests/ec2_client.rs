@@ -224,6 +224,17 @@ async fn trunk_comes_to_its_instance_and_goes() {
     assert_eq!(cloud.interface(&id).await.attachment, attachment_of(true));
 
     cloud.ec2.detach(attachment.clone()).await.unwrap();
+    let tags = BTreeMap::from([("owner".to_owned(), "me".to_owned())]);
+    let tagged = cloud.ec2.tag_interface(id.clone(), tags).await;
+    tagged.unwrap();
+    let filters = vec![Filter::new("tag:owner", "me")];
+    let found = cloud
+        .ec2
+        .interfaces(filters, Priority::Audit)
+        .await
+        .unwrap();
+    assert_eq!(found.len(), 1);
+
     cloud.ec2.delete_interface(id.clone()).await.unwrap();
     let mine = vec![Filter::new("tag:owner", "t")];
     assert_eq!(cloud.interfaces(mine).await, []);

@@ -407,6 +407,9 @@ impl Calls {
         ];
         let attached = self.ec2.interfaces(filters, Priority::Allocation).await?;
         if let Some(trunk) = attached.into_iter().next() {
+            // By its tags it is found again.
+            let tagged = self.ec2.tag_interface(trunk.id.clone(), self.tags(known));
+            tagged.await?;
             return Ok(trunk);
         }
         let interface = NewInterface {

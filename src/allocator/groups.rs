@@ -326,6 +326,7 @@ pub(super) mod tests {
         SecurityGroup, Subnet,
     };
     use crate::ec2::instance_limits::InstanceLimits;
+    use std::collections::BTreeMap;
     use tokio::sync::Semaphore;
 
     const A: &str = "sg-0000000a";
@@ -429,6 +430,9 @@ pub(super) mod tests {
             never()
         }
         fn detach(&self, _: String) -> calls::Answer<'_, ()> {
+            never()
+        }
+        fn tag_interface(&self, _: String, _: BTreeMap<String, String>) -> calls::Answer<'_, ()> {
             never()
         }
         fn delete_interface(&self, _: String) -> calls::Answer<'_, ()> {

@@ -62,6 +62,10 @@ pub trait Ec2: Send + Sync {
     /// Detaches an interface.
     fn detach(&self, attachment_id: String) -> Answer<'_, ()>;
 
+    /// Adds tags to an interface, or replaces their values.
+    fn tag_interface(&self, interface_id: String, tags: BTreeMap<String, String>)
+    -> Answer<'_, ()>;
+
     /// Deletes an interface.
     fn delete_interface(&self, interface_id: String) -> Answer<'_, ()>;
 }

@@ -1,6 +1,7 @@
 //! What pods' creators are told of EC2: the webhook asks an allocator's socket, behind which is
 //! an EC2 that knows security groups and nothing else.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -87,6 +88,9 @@ impl Ec2 for SecurityGroups {
         never()
     }
     fn detach(&self, _: String) -> Answer<'_, ()> {
+        never()
+    }
+    fn tag_interface(&self, _: String, _: BTreeMap<String, String>) -> Answer<'_, ()> {
         never()
     }
     fn delete_interface(&self, _: String) -> Answer<'_, ()> {

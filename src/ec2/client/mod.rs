@@ -7,7 +7,7 @@
 mod answers;
 mod failures;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
@@ -300,6 +300,12 @@ fn made<T>(call: &'static str, made: Option<T>) -> Result<T, Ec2Error> {
     made.ok_or_else(|| Ec2Error::new(call, NO_ANSWER, "the answer does not say what was made"))
 }
 
+fn sdk_tags(tags: BTreeMap<String, String>) -> Vec<Tag> {
+    let tags = tags.into_iter();
+    let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
+    tags.collect()
+}
+
 fn sdk_filters(filters: Vec<Filter>) -> Vec<SdkFilter> {
     let filter = |filter: Filter| {
         SdkFilter::builder()
@@ -427,9 +433,7 @@ impl Ec2 for AwsEc2 {
 
     fn create_interface(&self, interface: NewInterface) -> Answer<'_, Interface> {
         const CALL: &str = "CreateNetworkInterface";
-        let tags = interface.tags.into_iter();
-        let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
-        let tags: Vec<Tag> = tags.collect();
+        let tags = sdk_tags(interface.tags);
         // EC2 takes no specification without a tag.
         let tags = (!tags.is_empty()).then(|| {
             TagSpecification::builder()
@@ -554,6 +558,21 @@ impl Ec2 for AwsEc2 {
             let send = || request.clone().send();
             self.call("DetachNetworkInterface", Priority::Deletion, send)
                 .await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn tag_interface(
+        &self,
+        interface_id: String,
+        tags: BTreeMap<String, String>,
+    ) -> Answer<'_, ()> {
+        let request = self.client.create_tags().resources(interface_id);
+        let request = request.set_tags(Some(sdk_tags(tags)));
+        async move {
+            let send = || request.clone().send();
+            self.call("CreateTags", Priority::Allocation, send).await?;
             Ok(())
         }
         .boxed()
