@@ -253,7 +253,8 @@ impl Calls {
                 trunk,
                 vlan,
             } => {
-                let association = self.associate(branch, trunk, *vlan).await;
+                let association = self.associate(branch, trunk, *vlan, known.generation);
+                let association = association.await;
                 let id = association.map_err(|error| CallError::of_ec2(error, instance))?;
                 Ok(Effect::Associated(AssociationId::from(id.as_str())).into())
             }
@@ -281,13 +282,9 @@ impl Calls {
                 branch,
                 association,
             } => {
-                if let Some(id) = self
-                    .known_association(branch, association)
+                self.disassociate(branch, association)
                     .await
-                    .map_err(of_ec2)?
-                {
-                    gone_is_done(self.ec2.disassociate(id).await).map_err(of_ec2)?;
-                }
+                    .map_err(of_ec2)?;
                 Ok(Effect::Done.into())
             }
             Action::DeleteBranch(branch) => {
@@ -524,15 +521,35 @@ impl Calls {
         branch: &BranchId,
         trunk: &TrunkId,
         vlan: VlanId,
+        generation: u32,
     ) -> Result<String, Ec2Error> {
-        // A branch is associated once in its life, so its id says which association is meant.
         let association = NewAssociation {
             trunk_id: trunk.as_str().to_owned(),
             branch_id: branch.as_str().to_owned(),
             vlan: vlan.number(),
-            client_token: token("association", branch.as_str(), 0),
+            client_token: token("association", branch.as_str(), generation),
         };
         self.ec2.associate(association).await
+    }
+
+    async fn disassociate(
+        &self,
+        branch: &BranchId,
+        association: &AssociationId,
+    ) -> Result<(), Ec2Error> {
+        let Some(id) = self.known_association(branch, association).await? else {
+            return Ok(());
+        };
+        match self.ec2.disassociate(id.clone()).await {
+            Err(error) if error.class == ErrorClass::Gone => {}
+            other => return other,
+        }
+        // Somebody has ended it, and it was made anew under another id than the annotation's.
+        let other = self.known_association(branch, &AssociationId::UNKNOWN);
+        match other.await?.filter(|other| *other != id) {
+            Some(other) => gone_is_done(self.ec2.disassociate(other).await),
+            None => Ok(()),
+        }
     }
 
     async fn interface(&self, id: &str) -> Result<Option<Interface>, Ec2Error> {

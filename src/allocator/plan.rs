@@ -209,6 +209,9 @@ impl<'a> Planning<'a> {
         }
         if branch.association.is_none() {
             let trunk = self.attached_trunk()?.clone();
+            if pod.annotated.is_none() && self.is_vlan_taken(id, branch) {
+                return Some(Action::DeleteBranch(id.clone()));
+            }
             return Some(Action::Associate {
                 branch: id.clone(),
                 trunk,
@@ -218,6 +221,16 @@ impl<'a> Planning<'a> {
         pod.annotated.is_none().then(|| Action::Annotate {
             pod: uid.clone(),
             branch: id.clone(),
+        })
+    }
+
+    /// Whether another branch has the VLAN id. That happens when EC2 shows late what an earlier
+    /// process has made; the one that has come further keeps the id.
+    fn is_vlan_taken(&self, id: &BranchId, branch: &Branch) -> bool {
+        let mut others = self.observed.branches.iter();
+        others.any(|(other_id, other)| {
+            let is_first = other.association.is_some() || other_id < id;
+            other_id != id && other.vlan == branch.vlan && is_first
         })
     }
 

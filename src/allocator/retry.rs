@@ -82,19 +82,22 @@ impl<W: Clone + Ord + Hash> Retries<W> {
     }
 
     /// Notes a success, and gives others that failed in the same call, those first that have
-    /// waited longest: they may be tried again now.
+    /// waited longest: they may be tried again now. Nobody is woken twice, so that the number
+    /// of those who are tried doubles with each round of successes.
     pub fn succeeded(&mut self, who: &W, cause: &Cause) -> Vec<W> {
         self.forget(who);
-        let Some(alike) = self.by_cause.get(cause) else {
+        let Some(alike) = self.by_cause.get_mut(cause) else {
             return Vec::new();
         };
         let mut others: Vec<_> = alike.iter().map(|(who, at)| (*at, who.clone())).collect();
         others.sort();
-        others
-            .into_iter()
-            .take(WOKEN_BY_SUCCESS)
-            .map(|(_, who)| who)
-            .collect()
+        others.truncate(WOKEN_BY_SUCCESS);
+        let woken: Vec<W> = others.into_iter().map(|(_, who)| who).collect();
+        alike.retain(|who, _| !woken.contains(who));
+        if alike.is_empty() {
+            self.by_cause.remove(cause);
+        }
+        woken
     }
 
     /// How often it has failed in a row.
@@ -175,8 +178,26 @@ mod tests {
         }
         retries.failed(&9, cause("b"), ErrorClass::Full, now, 1.0);
         assert_eq!(retries.succeeded(&1, &cause("a")), [2, 3]);
-        assert_eq!(retries.succeeded(&2, &cause("a")), [3, 4]);
-        retries.remove(&3);
-        assert_eq!(retries.succeeded(&4, &cause("a")), [0u64; 0]);
+        assert_eq!(retries.succeeded(&2, &cause("a")), [4], "3 is under way");
+        retries.failed(&3, cause("a"), ErrorClass::Full, now, 1.0);
+        assert_eq!(retries.failures(&3), 2, "being woken is no success");
+        assert_eq!(retries.succeeded(&4, &cause("a")), [3]);
+        assert_eq!(retries.succeeded(&3, &cause("a")), [0u64; 0]);
+    }
+
+    #[test]
+    fn those_who_wait_are_all_woken_within_a_few_rounds_of_successes() {
+        let (mut retries, now) = (Retries::default(), Instant::now());
+        for who in 0..1_000 {
+            retries.failed(&who, cause("a"), ErrorClass::Full, now, 1.0);
+        }
+        let (mut under_way, mut rounds) = (vec![0], 0);
+        while !under_way.is_empty() {
+            let succeed = |who| retries.succeeded(who, &cause("a"));
+            under_way = under_way.iter().flat_map(succeed).collect();
+            rounds += 1;
+        }
+        assert!(rounds <= 10, "{rounds}");
+        assert!((0..1_000).all(|who| retries.failures(&who) == 0));
     }
 }

@@ -39,11 +39,11 @@ pub struct NodeState {
     unsure: BTreeMap<Subject, Tick>,
     /// When a call about a subject began or ended last.
     touched: BTreeMap<Subject, Tick>,
-    /// Interfaces that this process made, and when.
+    /// Interfaces and associations that this process made, and when.
     made_at: BTreeMap<String, Instant>,
     /// When a reserved VLAN id was asked for.
     reserved_at: BTreeMap<PodUid, Instant>,
-    /// How many client tokens were used up by interfaces that are gone.
+    /// How many client tokens were used up by interfaces and associations that are gone.
     generations: BTreeMap<Subject, u32>,
     /// Since when EC2 says that a token stands for other parameters.
     mismatched_since: BTreeMap<Subject, Instant>,
@@ -171,12 +171,13 @@ impl NodeState {
         held: impl IntoIterator<Item = Subject>,
         now: Instant,
     ) -> Plan {
-        self.expire_reservations(desired, now);
+        let reservations_end = self.expire_reservations(desired, now);
         self.observed.busy = self.in_flight.clone();
         self.observed.busy.extend(self.unsure.keys().cloned());
         self.observed.busy.extend(held);
         self.observed.note_idle(desired, now);
         let mut plan = plan(desired, &self.observed, now);
+        plan.wake_at = plan.wake_at.into_iter().chain(reservations_end).min();
         let trunk_rests = !self.observed.busy.contains(&Subject::Trunk)
             && !plan
                 .actions
@@ -191,17 +192,30 @@ impl NodeState {
         plan
     }
 
-    /// A pod that is gone needs its VLAN id no more, once its branch would have been seen.
-    fn expire_reservations(&mut self, desired: &DesiredNode, now: Instant) {
-        let reserved_at = &self.reserved_at;
+    /// A pod that is gone needs its VLAN id no more, once its branch would be seen: then it is
+    /// looked for a last time. Says when that is the case next.
+    fn expire_reservations(&mut self, desired: &DesiredNode, now: Instant) -> Option<Instant> {
+        let (reserved_at, unsure) = (&self.reserved_at, &mut self.unsure);
+        let mut next = None;
         self.observed.reserved.retain(|uid, _| {
-            let recent = reserved_at
-                .get(uid)
-                .is_some_and(|at| *at + VISIBLE_WITHIN > now);
-            desired.pods.contains_key(uid) || recent
+            if desired.pods.contains_key(uid) {
+                return true;
+            }
+            match reserved_at.get(uid).map(|at| *at + VISIBLE_WITHIN) {
+                Some(end) if end > now => {
+                    next = next.into_iter().chain([end]).min();
+                    true
+                }
+                _ => {
+                    unsure.insert(Subject::Pod(uid.clone()), 0);
+                    next = Some(now);
+                    false
+                }
+            }
         });
         let reserved = &self.observed.reserved;
         self.reserved_at.retain(|uid, _| reserved.contains_key(uid));
+        next
     }
 
     /// A call begins.
@@ -269,6 +283,9 @@ impl NodeState {
                 self.observed.branches.insert(id, branch);
             }
             (Action::Associate { branch, .. }, Effect::Associated(association)) => {
+                // EC2 gives the same answer again to the same token.
+                let made_at = self.made_at.entry(association.as_str().to_owned());
+                made_at.or_insert(now);
                 with_branch(observed, branch, |it| it.association = Some(association));
             }
             (Action::SetGroups { branch, group_ids }, _)
@@ -291,7 +308,14 @@ impl NodeState {
             (Action::Disassociate { branch, .. }, _) => {
                 with_branch(observed, branch, |it| it.association = None);
             }
-            (Action::DeleteBranch(branch), _) => self.forget_branch(branch),
+            (Action::DeleteBranch(id), _) => {
+                let branch = observed.branches.get(id);
+                match branch.is_some_and(|branch| branch.idle_since.is_none()) {
+                    // Its pod gets another.
+                    true => self.lose_branch(id),
+                    false => self.forget_branch(id),
+                }
+            }
             _ => {}
         }
     }
@@ -385,10 +409,15 @@ impl NodeState {
     }
 
     fn forget_branch(&mut self, id: &BranchId) {
-        self.observed.branches.remove(id);
+        let branch = self.observed.branches.remove(id);
+        if let Some(association) = branch.and_then(|branch| branch.association) {
+            self.made_at.remove(association.as_str());
+        }
         self.facts.remove(id);
         self.made_at.remove(id.as_str());
-        self.unsure.remove(&Subject::Branch(id.clone()));
+        let subject = Subject::Branch(id.clone());
+        self.unsure.remove(&subject);
+        self.generations.remove(&subject);
     }
 
     /// Takes over what EC2 has shown to an observation that began at `begun`, with the
@@ -419,7 +448,7 @@ impl NodeState {
         }
         for (id, interface) in found {
             if self.counts(&Subject::Branch(id.clone()), begun) {
-                self.observe_branch(id, &interface, annotated, begun);
+                self.observe_branch(id, &interface, annotated, begun, now);
             }
         }
         self.unsure.retain(|_, tick| *tick > begun);
@@ -457,6 +486,7 @@ impl NodeState {
         interface: &Interface,
         annotated: &BTreeMap<BranchId, AssociationId>,
         begun: Tick,
+        now: Instant,
     ) {
         let claimed_by = interface
             .tags
@@ -469,6 +499,9 @@ impl NodeState {
             // The call that makes it is on its way and will tell.
             return;
         }
+        let associated = known.and_then(|branch| branch.association.as_ref());
+        let somebody_ended_it =
+            associated.is_some_and(|id| !interface.in_use && !self.is_young(id.as_str(), now));
         let association = interface.in_use.then(|| {
             let known = known.and_then(|branch| branch.association.clone());
             known
@@ -490,6 +523,10 @@ impl NodeState {
         };
         if let Some(pod) = &claimed_by {
             self.forget_reservation(pod);
+        }
+        if somebody_ended_it {
+            let subject = Subject::Branch(id.clone());
+            *self.generations.entry(subject).or_default() += 1;
         }
         self.facts.insert(id.clone(), facts(interface));
         self.observed.branches.insert(id, branch);

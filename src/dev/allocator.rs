@@ -59,6 +59,8 @@ impl Allocator {
         let mut command = Command::new(sgp);
         cloud.give_to(&mut command);
         command
+            // Whose calls are whose shows in the log of the simulated EC2.
+            .env("AWS_ACCESS_KEY_ID", name)
             .args(["allocator", "--cluster-name", CLUSTER_NAME])
             .arg("--kubeconfig")
             .arg(kubeconfig)

@@ -11,16 +11,19 @@ use crate::allocator::events::{Event, Reason};
 use crate::allocator::messages::{self, failure};
 use crate::allocator::objects::Annotation;
 use crate::allocator::retry::Cause;
-use crate::allocator::state::{Effect, Failed, Found, Tick};
+use crate::allocator::state::{Effect, Failed, Found, NodeState, Tick};
 use crate::allocator::{Action, AssociationId, BranchId, PodUid, Subject};
 use crate::api::SecurityGroupId;
 use crate::ec2::calls::{Instance, Interface};
-use crate::ec2::error::ErrorClass;
+use crate::ec2::error::{ErrorClass, NOT_SENT};
 
 use super::reconcile::pod_reference;
 
 /// How soon it is asked again whether a pod, which a policy selects by now, is known as such.
 const WATCH_LAG: Duration = Duration::from_secs(1);
+
+/// The code of a call that was not started.
+const NOT_LEADING: &str = "NotLeading";
 
 /// A call that was not started because the lease could have gone elsewhere.
 pub(super) fn not_leading() -> CallError {
@@ -31,7 +34,7 @@ pub(super) fn not_leading() -> CallError {
         },
         class: ErrorClass::Retry,
         failed: Failed::Elsewhere,
-        code: "NotLeading".to_owned(),
+        code: NOT_LEADING.to_owned(),
         message: "this process does not lead any more".to_owned(),
     }
 }
@@ -220,21 +223,44 @@ impl Worker {
                     self.tell_pod(uid, pod, Reason::ResourceAllocated, "Allocate", note);
                 }
             }
-            Action::SetGroups { branch, group_ids } => {
-                if let Some(name) = &node_work.name {
-                    self.tell_changed_groups(name, branch, group_ids);
+            Action::Associate { branch, .. } => {
+                // Of a pod that has its annotation already.
+                if let Some((uid, pod)) = self.user_of(instance, branch) {
+                    let note = format!(
+                        "Branch interface {} had lost its association with the node's trunk, so \
+                         that the pod had no network; it is associated again",
+                        branch.as_str()
+                    );
+                    let reference = pod_reference(uid, pod);
+                    let event = Event::new(reference, Reason::ResourceAllocated, "Mend", note);
+                    self.events.publish(event.into_warning());
                 }
+            }
+            Action::SetGroups { branch, group_ids } => {
+                self.tell_changed_groups(instance, branch, group_ids);
             }
             _ => {}
         }
     }
 
-    fn tell_changed_groups(&self, node: &str, branch: &BranchId, group_ids: &[SecurityGroupId]) {
-        let owner = self.cluster.pods_on(node).find(|(_, pod)| {
+    /// The pod on an instance whose annotation names a branch.
+    fn user_of(&self, instance: &str, branch: &BranchId) -> Option<(&PodUid, &PodEntry)> {
+        let node = self.cluster.node_of(instance)?;
+        self.cluster.pods_on(node.name()).find(|(_, pod)| {
             matches!(&pod.object.annotation,
                 Annotation::Names(interface) if interface.interface_id == branch.as_str())
-        });
-        let Some((uid, pod)) = owner else { return };
+        })
+    }
+
+    fn tell_changed_groups(
+        &self,
+        instance: &str,
+        branch: &BranchId,
+        group_ids: &[SecurityGroupId],
+    ) {
+        let Some((uid, pod)) = self.user_of(instance, branch) else {
+            return;
+        };
         let groups: Vec<_> = group_ids.iter().map(ToString::to_string).collect();
         let mut note = format!(
             "Branch interface {} has the security groups {} now",
@@ -290,7 +316,8 @@ impl Worker {
                 work.check_groups_at = now + super::GROUP_CHECK_PAUSE;
             }
         }
-        if error.code != "NotLeading" {
+        // That another process leads is no news for people.
+        if error.code != NOT_LEADING && error.code != NOT_SENT {
             self.tell_failure(work, instance, action, error);
         }
     }
@@ -368,6 +395,9 @@ impl Worker {
                 if instance.is_none() {
                     work.audit_at = at;
                 }
+                if instance.is_some() || !work.observed {
+                    self.tell_unobserved(instance.as_deref(), &error);
+                }
                 return;
             }
         };
@@ -376,6 +406,8 @@ impl Worker {
             .as_ref()
             .and_then(|id| work.nodes.get(id)?.name.clone());
         let annotated = self.annotated_associations(name.as_deref());
+        // What a predecessor has just made may be shown late at first.
+        let shows_all = work.observed;
         let mut found = Found::by_instance(interfaces);
         let concerned: Vec<String> = match &instance {
             Some(id) => vec![id.clone()],
@@ -404,7 +436,47 @@ impl Worker {
             if let Some(node_work) = work.nodes.get_mut(&id) {
                 let found = found.remove(&id).unwrap_or_default();
                 node_work.state.observe(found, &annotated, begun, now);
+                if shows_all {
+                    self.tell_lost(&id, &node_work.state);
+                }
                 work.dirty.insert(id);
+            }
+        }
+    }
+
+    /// Tells the pods of a node, or of all, that wait for nothing but to know what there is.
+    fn tell_unobserved(&self, instance: Option<&str>, error: &CallError) {
+        let word = format!("{}:{}", error.cause.call, error.code);
+        let node = instance.and_then(|id| self.cluster.node_of(id));
+        for (uid, pod) in &self.cluster.pods {
+            let is_here = instance.is_none()
+                || node.is_some_and(|node| node.name() == pod.object.node.as_str());
+            if is_here && pod.object.annotation == Annotation::Absent {
+                let note = failure(error, |_| Vec::new());
+                self.tell_pod(uid, pod, Reason::BranchAllocationFailed, &word, note);
+            }
+        }
+    }
+
+    /// Tells pods that EC2 does not have what their annotation names. It can't be mended: the
+    /// plugin has read the annotation and does not do so again.
+    fn tell_lost(&self, instance: &str, state: &NodeState) {
+        let Some(node) = self.cluster.node_of(instance) else {
+            return;
+        };
+        for (uid, pod) in self.cluster.pods_on(node.name()) {
+            let Annotation::Names(interface) = &pod.object.annotation else {
+                continue;
+            };
+            let id = &interface.interface_id;
+            let branch = BranchId::from(id.as_str());
+            if !state.observed.branches.contains_key(&branch) {
+                let note = format!(
+                    "Branch interface {id}, which the pod uses, is not in EC2 any more, so the \
+                     pod has no network: delete the pod, the next one gets another interface"
+                );
+                let word = format!("Lost:{id}");
+                self.tell_pod(uid, pod, Reason::BranchAllocationFailed, &word, note);
             }
         }
     }
@@ -528,8 +600,16 @@ impl Worker {
                 work.pauses.insert(who, now + WATCH_LAG);
             }
             Err(error) => {
-                tracing::warn!(node, chore = chore.kind(), %error, "can't write to the node");
                 self.pause(work, who, &error, now);
+                if let Some(object) = self.cluster.nodes.get(&node)
+                    && error.code != NOT_LEADING
+                    && error.code != "Conflict"
+                {
+                    let word = format!("{}:{}", error.cause.call, error.code);
+                    let note = failure(&error, |_| Vec::new());
+                    let reason = Reason::NodeTrunkFailedInitialization;
+                    self.tell_node(object, reason, &word, note);
+                }
             }
         }
         work.dirty_names.insert(node);

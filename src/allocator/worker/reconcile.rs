@@ -223,13 +223,19 @@ impl Worker {
         });
     }
 
-    fn support(&self, work: &mut Work, instance_type: &str, now: Instant) -> Support {
+    fn support(
+        &self,
+        work: &mut Work,
+        instance_type: &str,
+        instance: &str,
+        now: Instant,
+    ) -> Support {
         let row = match self.settings.limits.get(instance_type) {
             Some(row) => Some(row.clone()),
             None => match work.limits.get(instance_type) {
                 Some(row) => row.clone(),
                 None => {
-                    self.ask_limits(work, instance_type, now);
+                    self.ask_limits(work, instance_type, instance, now);
                     return Support::Unknown;
                 }
             },
@@ -240,9 +246,9 @@ impl Worker {
         }
     }
 
-    fn ask_limits(&self, work: &mut Work, instance_type: &str, now: Instant) {
+    fn ask_limits(&self, work: &mut Work, instance_type: &str, instance: &str, now: Instant) {
         let who = Who::Limits(instance_type.to_owned());
-        if work.asking_limits.contains(instance_type) || work.rests(&who, now, "") {
+        if work.asking_limits.contains(instance_type) || work.rests(&who, now, instance) {
             return;
         }
         work.asking_limits.insert(instance_type.to_owned());
@@ -291,7 +297,7 @@ impl Worker {
             let instance_type = node.instance_type().unwrap_or(&facts.instance_type);
             let asks = asks(&self.cluster, node);
             if asks {
-                match self.support(work, instance_type, now) {
+                match self.support(work, instance_type, instance, now) {
                     Support::Yes(limits) => support = Some(limits),
                     Support::No => self.tell_unsupported(node_work, node, instance_type),
                     Support::Unknown => return,

@@ -24,6 +24,8 @@ pub struct LoggedCall {
     pub injected: bool,
     /// The request id of the answer.
     pub request_id: String,
+    /// The access key that the call was signed with; empty when it was not signed.
+    pub access_key_id: String,
     /// What was asked for.
     pub parameters: BTreeMap<String, String>,
 }

@@ -176,9 +176,9 @@ impl Simulator {
         self.lock().cloud.contradictions()
     }
 
-    fn call(&self, form: &[u8]) -> Reply {
+    fn call(&self, form: &[u8], access_key_id: &str) -> Reply {
         let now = now();
-        self.lock().call(form, now)
+        self.lock().call(form, access_key_id, now)
     }
 
     /// A panic in one call must not end all others; each call checks before it changes.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
 use axum::routing::get;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -133,7 +133,8 @@ async fn ec2(State(simulator): State<Simulator>, request: Request) -> Response<B
         Ok(Err(_)) => return status(StatusCode::PAYLOAD_TOO_LARGE),
         Err(_) => return status(StatusCode::REQUEST_TIMEOUT),
     };
-    let reply = simulator.call(&form(&parts.method, &parts.uri, &body));
+    let form = form(&parts.method, &parts.uri, &body);
+    let reply = simulator.call(&form, access_key_id(&parts.headers));
     if reply.delay_ms > 0 {
         tokio::time::sleep(Duration::from_millis(reply.delay_ms)).await;
     }
@@ -162,6 +163,17 @@ async fn ec2(State(simulator): State<Simulator>, request: Request) -> Response<B
         // Until the caller gives up or the server ends.
         ReplyKind::Hang => std::future::pending().await,
     }
+}
+
+/// The access key in the `Authorization` header of Signature Version 4, which names it as
+/// `Credential=<access key id>/<date>/...` (AWS IAM User Guide, "Elements of an AWS API
+/// request signature").
+fn access_key_id(headers: &HeaderMap) -> &str {
+    let signed = headers.get(header::AUTHORIZATION);
+    let signed = signed.and_then(|value| value.to_str().ok());
+    let credential = signed.and_then(|signed| signed.split_once("Credential="));
+    let id = credential.and_then(|(_, credential)| credential.split('/').next());
+    id.unwrap_or_default()
 }
 
 /// Parameters come in a body, in the query string, or in both.

@@ -44,7 +44,7 @@ impl Ec2 {
 
     /// The status and the body.
     fn answer(&mut self, form: &str) -> (u16, String) {
-        match self.world.call(form.as_bytes(), self.now).kind {
+        match self.world.call(form.as_bytes(), "", self.now).kind {
             ReplyKind::Answer { status, body, .. } => (status, String::from_utf8(body).unwrap()),
             other => panic!("{form}: {other:?}"),
         }

@@ -77,8 +77,8 @@ impl World {
         self.cloud.behaviour = self.settings.cloud.clone();
     }
 
-    /// Carries out a call.
-    pub(super) fn call(&mut self, form: &[u8], now: Timestamp) -> Reply {
+    /// Carries out a call that was signed with this access key.
+    pub(super) fn call(&mut self, form: &[u8], access_key_id: &str, now: Timestamp) -> Reply {
         self.requests += 1;
         let request_id = request_id(self.requests);
         let parsed = Query::parse(form);
@@ -101,6 +101,7 @@ impl World {
             outcome: outcome_name,
             injected,
             request_id: request_id.clone(),
+            access_key_id: access_key_id.to_owned(),
             parameters: query.asked(),
         });
         let kind = match outcome {
