@@ -9,9 +9,10 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
 use serde_json::json;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
+use super::election::Leadership;
 use super::objects::{Annotation, PodObject};
 use super::retry::Cause;
 use super::state::{BranchFacts, Effect, Failed};
@@ -27,7 +28,7 @@ use crate::api_server::policies::list_policies;
 use crate::ec2::calls::{
     Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority, Subnet,
 };
-use crate::ec2::error::{Ec2Error, ErrorClass};
+use crate::ec2::error::{Ec2Error, ErrorClass, NOT_SENT};
 use crate::ec2::instance_limits::InstanceLimits;
 
 /// How long the API server may take for one call.
@@ -42,6 +43,7 @@ pub struct Calls {
     ec2: Arc<dyn Ec2>,
     client: Client,
     cluster_name: String,
+    leadership: watch::Receiver<Leadership>,
     subnets: Mutex<HashMap<String, Subnet>>,
     associations: Mutex<Option<(Instant, HashMap<String, String>)>>,
 }
@@ -197,14 +199,34 @@ fn gone_is_done(result: Result<(), Ec2Error>) -> Result<(), Ec2Error> {
 
 impl Calls {
     /// Nothing is known yet.
-    pub fn new(ec2: Arc<dyn Ec2>, client: Client, cluster_name: String) -> Self {
+    pub fn new(
+        ec2: Arc<dyn Ec2>,
+        client: Client,
+        cluster_name: String,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
         Self {
             ec2,
             client,
             cluster_name,
+            leadership,
             subnets: Mutex::default(),
             associations: Mutex::default(),
         }
+    }
+
+    /// To be asked right before anything is changed.
+    ///
+    /// # Errors
+    ///
+    /// When the lease could be another's by now.
+    pub fn check_leadership(&self) -> Result<(), CallError> {
+        if self.leadership.borrow().is_held() {
+            return Ok(());
+        }
+        let message = "this process does not lead any more".to_owned();
+        let class = ErrorClass::Retry;
+        Err(CallError::elsewhere("none", class, NOT_SENT, message))
     }
 
     /// Carries out one action. [`Action::ConfirmIdle`] is for [`Self::branches_in_use`].
@@ -659,6 +681,8 @@ impl Calls {
         let json = serde_json::to_string(&[interface]).expect("texts and numbers are JSON");
         let mut resource_version = pod.resource_version.clone();
         for _ in 0..CONFLICTS {
+            // What was looked up before may have taken its time.
+            self.check_leadership()?;
             let patch = json!({
                 "metadata": {
                     "uid": uid.as_str(),

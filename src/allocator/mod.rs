@@ -103,7 +103,12 @@ impl Allocator {
         let cluster_name = self.settings.cluster_name.clone();
         let worker = Worker::new(Parts {
             client: self.client.clone(),
-            calls: Calls::new(self.ec2, self.client.clone(), cluster_name),
+            calls: Calls::new(
+                self.ec2,
+                self.client.clone(),
+                cluster_name,
+                self.leadership.subscribe(),
+            ),
             changes: to_worker,
             leadership: self.leadership.subscribe(),
             groups,

@@ -23,21 +23,7 @@ use super::reconcile::pod_reference;
 const WATCH_LAG: Duration = Duration::from_secs(1);
 
 /// The code of a call that was not started.
-const NOT_LEADING: &str = "NotLeading";
-
-/// A call that was not started because the lease could have gone elsewhere.
-pub(super) fn not_leading() -> CallError {
-    CallError {
-        cause: Cause {
-            call: "none",
-            scope: String::new(),
-        },
-        class: ErrorClass::Retry,
-        failed: Failed::Elsewhere,
-        code: NOT_LEADING.to_owned(),
-        message: "this process does not lead any more".to_owned(),
-    }
-}
+const NOT_LEADING: &str = NOT_SENT;
 
 impl Worker {
     /// Takes over what a task has come to, and others that have ended meanwhile.

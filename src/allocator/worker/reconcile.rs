@@ -205,13 +205,9 @@ impl Worker {
         work.chores.insert(key);
         let (client, node) = (self.client.clone(), name.to_owned());
         let cluster_name = self.settings.cluster_name.clone();
-        let leadership = self.leadership.clone();
+        let calls = self.calls.clone();
         work.tasks.spawn(async move {
-            let result = match leadership.borrow().is_held() {
-                true => Ok(()),
-                false => Err(super::complete::not_leading()),
-            };
-            let result = match result {
+            let result = match calls.check_leadership() {
                 Ok(()) => chore.carry_out(&client, &cluster_name, &node).await,
                 error => error,
             };
@@ -527,12 +523,10 @@ impl Worker {
     fn start(&self, work: &mut Work, instance: &str, action: Action, known: Circumstances) {
         tracing::debug!(instance, ?action, "starting");
         let (calls, instance) = (self.calls.clone(), instance.to_owned());
-        let leadership = self.leadership.clone();
         work.tasks.spawn(async move {
-            let is_held = leadership.borrow().is_held();
-            let result = match is_held {
-                true => calls.carry_out(&action, &known).await,
-                false => Err(super::complete::not_leading()),
+            let result = match calls.check_leadership() {
+                Ok(()) => calls.carry_out(&action, &known).await,
+                Err(error) => Err(error),
             };
             Done::Carried {
                 instance,
