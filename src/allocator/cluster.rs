@@ -14,7 +14,7 @@ use crate::api::cni_node::FeatureName;
 use crate::api::{CNINode, ENIConfig, ENIConfigSpec, PodEni, SecurityGroupId};
 use crate::api_server::policies::parse_policy;
 use crate::policy::service_accounts::ServiceAccountLabels;
-use crate::policy::{PolicyIndex, ServiceAccountIndex};
+use crate::policy::{InvalidPolicy, Policy, PolicyIndex, ServiceAccountIndex};
 
 /// One thing that a watch has brought.
 #[derive(Debug)]
@@ -103,6 +103,15 @@ pub struct Touched {
     pub all: bool,
     /// The names of some.
     pub nodes: BTreeSet<String>,
+    /// Security groups that new or changed policies name.
+    pub groups: BTreeSet<String>,
+}
+
+impl Touched {
+    fn note_groups(&mut self, policy: &Result<Policy, InvalidPolicy>) {
+        let ids = policy.iter().flat_map(|policy| &policy.group_ids);
+        self.groups.extend(ids.map(SecurityGroupId::to_string));
+    }
 }
 
 /// A CNINode, as far as it matters here.
@@ -331,6 +340,7 @@ impl Cluster {
         let concerned = match of {
             Of::Apply(object) => {
                 let policy = parse_policy(&object);
+                touched.note_groups(&policy);
                 self.policies.apply(&namespace(&object), policy);
                 Some(namespace(&object))
             }
@@ -342,8 +352,9 @@ impl Cluster {
             Of::All(objects) => {
                 self.policies = PolicyIndex::default();
                 for object in &objects {
-                    self.policies
-                        .apply(&namespace(object), parse_policy(object));
+                    let policy = parse_policy(object);
+                    touched.note_groups(&policy);
+                    self.policies.apply(&namespace(object), policy);
                 }
                 self.policies_defined = true;
                 None

@@ -396,8 +396,24 @@ impl Worker {
                 "the cluster is known"
             );
         }
+        self.look_up_groups(&touched);
         self.mark(touched);
         self.note_cooldown();
+    }
+
+    /// Lets the directory know groups before the webhook asks for them, whose patience is
+    /// shorter than EC2 may take.
+    fn look_up_groups(&self, touched: &Touched) {
+        if touched.groups.is_empty() {
+            return;
+        }
+        let (groups, ids) = (self.groups.clone(), touched.groups.clone());
+        tokio::spawn(async move {
+            let ids: Vec<_> = ids.into_iter().collect();
+            if let Err(error) = groups.look_up(&ids).await {
+                tracing::debug!(%error, "the groups of a policy can't be looked up");
+            }
+        });
     }
 
     fn mark(&mut self, touched: Touched) {
