@@ -55,8 +55,8 @@ pub struct Circumstances {
     pub instance_id: String,
     /// Where interfaces are made.
     pub subnet_id: String,
-    /// How many interfaces the instance type carries.
-    pub max_interfaces: u32,
+    /// How many interfaces the network card carries that takes the trunk.
+    pub most_interfaces: u32,
     /// Whether pods have IPv6 addresses.
     pub ipv6: bool,
     /// Tags that the CNINode asks for.
@@ -485,7 +485,7 @@ impl Calls {
                 message,
             ));
         };
-        let most = usize::try_from(known.max_interfaces).unwrap_or(usize::MAX);
+        let most = usize::try_from(known.most_interfaces).unwrap_or(usize::MAX);
         let taken = &instance.device_indexes;
         let free = (0..i32::MAX)
             .take(most)

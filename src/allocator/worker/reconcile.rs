@@ -362,7 +362,7 @@ impl Worker {
         if let Some(network) = network {
             node_work.subnet_id = network.subnet_id;
         }
-        let max_interfaces = support.map_or(0, |limits| limits.max_interfaces);
+        let most_interfaces = support.map_or(0, |limits| limits.default_card_interfaces);
         let mut idle = Vec::new();
         for action in plan.actions {
             if let Action::ConfirmIdle(branch) = &action {
@@ -371,7 +371,7 @@ impl Worker {
                 node_work.state.begin(&action, tick, now);
                 continue;
             }
-            let known = self.circumstances(instance, node_work, &action, max_interfaces);
+            let known = self.circumstances(instance, node_work, &action, most_interfaces);
             let tick = work.next_tick();
             node_work.state.begin(&action, tick, now);
             self.start(work, instance, action, known);
@@ -484,7 +484,7 @@ impl Worker {
         instance: &str,
         node_work: &NodeWork,
         action: &Action,
-        max_interfaces: u32,
+        most_interfaces: u32,
     ) -> Circumstances {
         let state = &node_work.state;
         let name = node_work.name.as_deref().unwrap_or_default();
@@ -502,7 +502,7 @@ impl Worker {
         Circumstances {
             instance_id: instance.to_owned(),
             subnet_id: node_work.subnet_id.clone(),
-            max_interfaces,
+            most_interfaces,
             ipv6: self.cluster.plugin.ipv6,
             extra_tags: cni_node
                 .map(|it| it.object.spec.tags.clone())
