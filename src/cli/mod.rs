@@ -140,7 +140,6 @@ mod tests {
             (&["sgp", "dev", "--churn", "9", "--demo"], false),
             (&["sgp", "dev", "--churn", "0"], false),
             (&["sgp", "dev", "--kills", "2"], false),
-            (&["sgp", "dev", "--exit"], false),
             (&["sgp", "allocator", "--cluster-name", "c"], true),
             (&["sgp", "allocator"], false),
             (&["sgp", "allocator", "--cluster-name", "a b"], false),
