@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use kube::config::Kubeconfig;
 
 use super::signals::Signals;
@@ -19,7 +20,7 @@ use crate::dev::allocator::AllocatorOptions;
 use crate::dev::cloud::{Instance, REGION};
 use crate::dev::control_plane::{Binaries, KUBECONFIG_NAME};
 use crate::dev::nodes::{NodeGroup, NodeGroupError};
-use crate::dev::{CloudOptions, Sandbox, SandboxOptions, demo, private_file};
+use crate::dev::{CloudOptions, Sandbox, SandboxOptions, churn, demo, private_file};
 use crate::telemetry::logs::LogArgs;
 
 /// Run a Kubernetes cluster with sgp and a simulated EC2 on this machine
@@ -36,6 +37,9 @@ Examples:
   sgp dev                        five nodes of type m5.large over three zones
   sgp dev --demo                 start, and show what sgp does step by step
   sgp dev --demo --exit          the same as a check: exit code 0 if all went as it should
+  sgp dev --churn 1000 --kills 20 --nodes m5.large=20 --exit
+                                 let 1,000 pods come and go while the allocator is killed 20
+                                 times: exit code 0 if nothing leaks
   sgp dev --nodes m5.large=3 --nodes c5.xlarge=2
   sgp dev --custom-networking    pods with security groups get addresses of 100.64.0.0/16
   sgp dev --kubeconfig sgp.conf  start, and write the kubeconfig to a file of your choice
@@ -81,11 +85,28 @@ pub(super) struct DevArgs {
     data_dir: Option<PathBuf>,
 
     /// Show what sgp does, step by step on the live API server
-    #[arg(long)]
+    #[arg(long, group = "shown")]
     demo: bool,
 
-    /// End after the demo, with exit code 0 only if every step showed what it should
-    #[arg(long, requires = "demo")]
+    /// Let so many pods come and go, and show that nothing leaks
+    ///
+    /// They live for seconds, some come to their end, some take the name of one that has gone;
+    /// the policies that select them change meanwhile. In the end the interfaces in EC2 are
+    /// compared with what the pods that live on need. Sets the cooldown of branches to its
+    /// minimum; still, they rest for 30 seconds, so an m5.large takes about 15 pods a minute.
+    #[arg(long, value_name = "PODS", group = "shown", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    churn: Option<u32>,
+
+    /// Kill the allocator so often meanwhile, with SIGKILL
+    #[arg(long, value_name = "NUMBER", requires = "churn", default_value_t = 3)]
+    kills: u32,
+
+    /// What pods do and when the allocator is killed follows from this number
+    #[arg(long, value_name = "NUMBER", requires = "churn", default_value_t = 1)]
+    seed: u64,
+
+    /// End after the demo or the churn, with exit code 0 only if all was as it should be
+    #[arg(long, requires = "shown")]
     exit: bool,
 }
 
@@ -119,12 +140,12 @@ impl DevArgs {
         if let Some(path) = &self.kubeconfig {
             WrittenKubeconfig::check_free(path)?;
         }
-        let sandbox = tokio::select! {
+        let mut sandbox = tokio::select! {
             sandbox = self.start(logs) => sandbox?,
             // What has been started so far ends with this process.
             name = signals.next() => bail!("ended by {name} before everything was started"),
         };
-        let done = self.use_sandbox(&sandbox, &mut signals).await;
+        let done = self.use_sandbox(&mut sandbox, &mut signals).await;
         sandbox.stop();
         done
     }
@@ -160,12 +181,32 @@ impl DevArgs {
         (!self.nodes.is_empty()).then(|| groups.collect())
     }
 
-    async fn use_sandbox(&self, sandbox: &Sandbox, signals: &mut Signals) -> anyhow::Result<()> {
-        let original = sandbox.control_plane().kubeconfig();
+    async fn use_sandbox(
+        &self,
+        sandbox: &mut Sandbox,
+        signals: &mut Signals,
+    ) -> anyhow::Result<()> {
+        let original = sandbox.control_plane().kubeconfig().to_owned();
         let written = match &self.kubeconfig {
-            Some(path) => Some(WrittenKubeconfig::copy(original, path)?),
+            Some(path) => Some(WrittenKubeconfig::copy(&original, path)?),
             None => None,
         };
+        if let Some(pods) = self.churn {
+            let options = churn::Options {
+                pods: pods as usize,
+                kills: self.kills as usize,
+                seed: self.seed,
+            };
+            let report = tokio::select! {
+                report = show_churn(sandbox, &options) => report?,
+                name = signals.next() => bail!("the churn was ended by {name}"),
+            };
+            match (self.exit, report.is_clean()) {
+                (true, true) => return Ok(()),
+                (true, false) => bail!("the churn has left what should not be"),
+                (false, _) => {}
+            }
+        }
         if self.demo {
             match show_demo(sandbox, signals).await? {
                 Shown::AsExpected if self.exit => return Ok(()),
@@ -179,12 +220,30 @@ impl DevArgs {
         }
         introduce(
             sandbox,
-            written.as_ref().map_or(original, |written| &written.path),
+            written.as_ref().map_or(&original, |written| &written.path),
         );
         let name = signals.next().await;
         eprintln!("{name}: ending everything");
         Ok(())
     }
+}
+
+/// Plays a churn and prints what it has come to.
+async fn show_churn(
+    sandbox: &mut Sandbox,
+    options: &churn::Options,
+) -> anyhow::Result<churn::Report> {
+    eprintln!("pods come and go, and the allocator is killed");
+    // Hidden where standard error is no terminal.
+    let template = "{spinner} {elapsed} [{wide_bar}] {pos} of {len} pods created {msg}";
+    let style = ProgressStyle::with_template(template).expect("a constant template");
+    let progress = ProgressBar::new(options.pods as u64).with_style(style);
+    progress.enable_steady_tick(Duration::from_millis(100));
+    let report = churn::run(sandbox, options, &progress).await;
+    progress.finish_and_clear();
+    let report = report?;
+    print!("{report}");
+    Ok(report)
 }
 
 /// What the step that runs at a signal has until everything ends.

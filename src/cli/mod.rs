@@ -133,6 +133,13 @@ mod tests {
             (&["sgp", "webhook", "--unsupported-pods", "deny"], true),
             (&["sgp", "webhook", "--listen", "127.0.0.1"], false),
             (&["sgp", "webhook", "--log-level", "sgp=noisy"], false),
+            (
+                &["sgp", "dev", "--churn", "9", "--kills", "2", "--exit"],
+                true,
+            ),
+            (&["sgp", "dev", "--churn", "9", "--demo"], false),
+            (&["sgp", "dev", "--churn", "0"], false),
+            (&["sgp", "dev", "--kills", "2"], false),
             (&["sgp", "allocator", "--cluster-name", "c"], true),
             (&["sgp", "allocator"], false),
             (&["sgp", "allocator", "--cluster-name", "a b"], false),
