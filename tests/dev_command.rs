@@ -167,6 +167,13 @@ fn examples_give_what_the_readme_says_line_for_line() {
     let lines: Vec<_> = text(&pods).lines().map(str::to_owned).collect();
     assert_eq!(lines, readme_says(&command));
 
+    let command = "kubectl get pods -o custom-columns='NAME:.metadata.name,STATUS:.status.phase'";
+    eventually("all pods to run", || {
+        let pods = dev.kubectl(command.strip_prefix("kubectl ").unwrap());
+        let lines: Vec<_> = text(&pods).lines().map(str::to_owned).collect();
+        (lines == readme_says(command)).then_some(())
+    });
+
     let why = readme_says("kubectl describe replicaset hasty");
     let why = why
         .iter()

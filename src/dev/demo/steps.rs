@@ -192,7 +192,8 @@ pub(super) const STEPS: &[Step] = &[
         kubectl(&["get", "--namespace=demo", "pod", "green", "-o", "wide"]),
         shows(&["Running"]),
     )
-    .patient(PATIENCE)
+    // After an earlier walkthrough on the same data, all interfaces may be resting.
+    .patient(LONG_PATIENCE)
     .remembering("address", is_address),
     step(
         "EC2 says whose address that is: a branch interface with the policy's group",
