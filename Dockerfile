@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-# The image of `sgp webhook`. docs/install.md says how to build it, for which platforms, and
+# The image of `sgp webhook` and `sgp allocator`. docs/install.md says how to build it, for which platforms, and
 # how it was checked.
 
 # Both stages are Debian 12, so that the C library is not older where the program runs than
@@ -22,7 +22,8 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /sgp /sgp
 # By number, because a kubelet can't tell from a name that it is not root.
 USER 65532:65532
-# Admission and probes, with TLS; metrics where --metrics-listen says so.
-EXPOSE 9443 8080
+# The webhook's admission and probes, with TLS; the metrics of webhook and allocator, where
+# the manifests' --metrics-listen has them.
+EXPOSE 9443 8080 8081
 ENTRYPOINT ["/sgp"]
 CMD ["webhook"]

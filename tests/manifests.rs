@@ -66,6 +66,51 @@ async fn api_server_takes_every_manifest_and_a_second_time_changes_nothing() {
     assert_eq!(changed.collect::<Vec<_>>(), ["Deployment/sgp"]);
 }
 
+#[test]
+fn webhook_and_allocator_share_a_socket_and_answer_their_probes() {
+    let manifest = fs::read_to_string(in_repository("manifests/deployment.yaml")).unwrap();
+    let deployment: Value = serde_saphyr::from_str(&manifest).unwrap();
+    let spec = &deployment["spec"]["template"]["spec"];
+    let [webhook, allocator] = &spec["containers"].as_array().unwrap()[..] else {
+        panic!("two containers");
+    };
+
+    let socket = flag(webhook, "allocator-socket");
+    assert_eq!(socket, flag(allocator, "socket"));
+    let folder = Path::new(&socket).parent().unwrap();
+    let volume = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().unwrap().iter();
+        let mut here =
+            mounts.filter(|mount| Path::new(mount["mountPath"].as_str().unwrap()) == folder);
+        text(&here.next().unwrap()["name"])
+    };
+    assert_eq!(volume(webhook), volume(allocator));
+    let mut volumes = spec["volumes"].as_array().unwrap().iter();
+    let shared = volumes.find(|it| it["name"] == volume(webhook).as_str());
+    assert!(shared.unwrap()["emptyDir"].is_object());
+
+    for (container, probe, listen) in [
+        (webhook, "readinessProbe", "listen"),
+        (webhook, "livenessProbe", "listen"),
+        (allocator, "livenessProbe", "metrics-listen"),
+    ] {
+        let wanted = &container[probe]["httpGet"]["port"];
+        let mut ports = container["ports"].as_array().unwrap().iter();
+        let port = ports.find(|port| &port["name"] == wanted).unwrap();
+        let address = flag(container, listen);
+        let (_, number) = address.rsplit_once(':').unwrap();
+        assert_eq!(port["containerPort"].to_string(), number, "{probe}");
+    }
+}
+
+/// The value of a flag in a container's arguments.
+fn flag(container: &Value, name: &str) -> String {
+    let mut arguments = container["args"].as_array().unwrap().iter();
+    let prefix = format!("--{name}=");
+    let value = arguments.find_map(|it| it.as_str().unwrap().strip_prefix(&prefix));
+    value.unwrap_or_else(|| panic!("no {prefix}")).to_owned()
+}
+
 #[tokio::test]
 async fn policy_definition_takes_what_clusters_hold_and_nothing_of_another_type() {
     let control_plane = start().await;

@@ -10,10 +10,7 @@
 //! `state`, through failures and late answers; `cluster` and `desired`, what follows from the
 //! objects of the API server; `retry`. Around it: `watches` bring objects, `worker` is the
 //! loop, `calls` and `chores` carry out. [`election`] says which replica works, [`events`]
-//! tells people, [`socket`] answers the webhook.
-//! The plan is pure: it makes no call, reads no clock and does not sleep. Around it are
-//! [`groups`], which asks EC2 for security groups, and [`socket`], which shows others what is
-//! known.
+//! tells people, [`groups`] asks EC2 for security groups, [`socket`] answers the webhook.
 
 mod calls;
 mod candidate;
@@ -24,6 +21,7 @@ mod desired;
 pub mod election;
 pub mod events;
 pub mod groups;
+pub mod health;
 mod messages;
 mod node;
 mod objects;
@@ -79,6 +77,8 @@ pub struct Allocator {
     pub leadership: watch::Sender<Leadership>,
     /// Where the webhook asks.
     pub socket: socket::Listener,
+    /// Set once the cluster is known; see [`health`].
+    pub is_ready: Arc<AtomicBool>,
     /// What is counted.
     pub metrics: AllocatorMetrics,
     /// What an operator sets.
@@ -94,11 +94,10 @@ impl Allocator {
         let dropped = self.metrics.events_dropped.clone();
         let (events, writer) = events::channel(self.client.clone(), identity, dropped);
         let groups = Arc::new(GroupDirectory::new(self.ec2.clone()));
-        let is_ready = Arc::new(AtomicBool::new(false));
         let known = Known {
             view: shown,
             groups: groups.clone(),
-            is_ready: is_ready.clone(),
+            is_ready: self.is_ready.clone(),
         };
         let cluster_name = self.settings.cluster_name.clone();
         let worker = Worker::new(Parts {
@@ -114,7 +113,7 @@ impl Allocator {
             groups,
             events,
             view,
-            is_ready,
+            is_ready: self.is_ready,
             metrics: self.metrics,
             settings: self.settings,
         });

@@ -43,6 +43,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use super::groups::{GroupDirectory, GroupStatus};
+use super::health;
 use super::view::View;
 use crate::accept::accept_local;
 use crate::ec2::error::Ec2Error;
@@ -191,15 +192,15 @@ fn group(id: &str, statuses: &HashMap<String, GroupStatus>, cluster_vpc: Option<
 }
 
 fn router(known: Known) -> Router {
+    let health = health::router(known.is_ready.clone());
     Router::new()
         .route("/v1/view", get(view))
         .route("/v1/capacity", get(capacity))
         .route("/v1/security-groups", get(security_groups))
         .route("/v1/admission", get(admission))
-        .route("/healthz", get(async || "ok"))
-        .route("/readyz", get(ready))
         .fallback(async || refusal(StatusCode::NOT_FOUND, "there is no such path"))
         .with_state(known)
+        .merge(health)
 }
 
 async fn view(State(known): State<Known>) -> Response {
@@ -223,14 +224,6 @@ async fn admission(State(known): State<Known>, RawQuery(query): RawQuery) -> Res
         Ok(ids) => answer(known.availability(&ids).await),
         Err(why) => refusal(StatusCode::BAD_REQUEST, &why),
     }
-}
-
-async fn ready(State(known): State<Known>) -> Response {
-    if known.is_ready.load(Ordering::Relaxed) {
-        return "ok".into_response();
-    }
-    let why = "waiting for the cluster's nodes and pods";
-    refusal(StatusCode::SERVICE_UNAVAILABLE, why)
 }
 
 /// The values of `id` in a query, each once.
@@ -260,7 +253,7 @@ fn answer(answer: Result<impl Serialize, Ec2Error>) -> Response {
     }
 }
 
-fn refusal(status: StatusCode, why: &str) -> Response {
+pub(super) fn refusal(status: StatusCode, why: &str) -> Response {
     json(status, &serde_json::json!({ "error": why }))
 }
 

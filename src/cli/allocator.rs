@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
 use crate::allocator::election::{Election, Leadership};
-use crate::allocator::{Allocator, Settings, socket};
+use crate::allocator::{Allocator, Settings, health, socket};
 use crate::ec2::client::AwsEc2;
 use crate::ec2::instance_limits::LimitsTable;
 use crate::ec2::metrics::Ec2Metrics;
@@ -49,7 +50,8 @@ pub(super) struct AllocatorArgs {
     #[arg(long, value_name = "PATH", default_value = "/run/sgp/allocator.sock")]
     socket: PathBuf,
 
-    /// Address and port to serve /metrics on, without TLS; none if not given
+    /// Address and port to serve /metrics, /healthz and /readyz on, without TLS; none if not
+    /// given
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
 
@@ -114,12 +116,17 @@ enum EniBackend {
     Eks,
 }
 
-async fn serve_metrics(listener: Option<TcpListener>, registry: Registry) {
+async fn serve_metrics(
+    listener: Option<TcpListener>,
+    registry: Registry,
+    is_ready: Arc<AtomicBool>,
+) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     let registry = Arc::new(registry);
     let router = metrics::router(move || metrics::as_text(&registry));
+    let router = router.merge(health::router(is_ready));
     serve_plain(listener, router, Limits::default()).await;
 }
 
@@ -189,12 +196,14 @@ impl AllocatorArgs {
             )),
             EniBackend::Eks => None,
         };
+        let is_ready = Arc::new(AtomicBool::new(false));
         let allocator = Allocator {
             client,
             ec2: Arc::new(ec2),
             election,
             leadership,
             socket,
+            is_ready: is_ready.clone(),
             metrics: allocator_metrics,
             settings: Settings {
                 cluster_name: self.cluster_name,
@@ -205,7 +214,7 @@ impl AllocatorArgs {
         };
         tokio::select! {
             () = allocator.run(shutdown) => Ok(()),
-            () = serve_metrics(metrics_listener, registry) => {
+            () = serve_metrics(metrics_listener, registry, is_ready) => {
                 anyhow::bail!("the server of the metrics ended by itself")
             }
         }

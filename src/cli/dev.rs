@@ -26,9 +26,9 @@ use crate::telemetry::logs::LogArgs;
 /// Run a Kubernetes cluster with sgp and a simulated EC2 on this machine
 ///
 /// A real Kubernetes API server, etcd, controller manager and scheduler, with our custom
-/// resources and the webhook, on free ports of 127.0.0.1. The nodes are instances of a
-/// simulated EC2, which the AWS CLI can look into; kwok acts as their kubelets, so pods are
-/// scheduled and run, though nothing runs in them. The first start builds the programs from
+/// resources, the webhook and the allocator, on free ports of 127.0.0.1. The nodes are
+/// instances of a simulated EC2, which the AWS CLI can look into; kwok acts as their kubelets,
+/// so pods are scheduled and run, though nothing runs in them. The first start builds the programs from
 /// Go modules, which takes minutes; later ones take seconds. Ctrl-C ends everything and
 /// leaves nothing behind.
 #[derive(Debug, Args)]
@@ -84,8 +84,10 @@ pub(super) struct DevArgs {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Show what sgp does, step by step on the live API server
-    #[arg(long, group = "shown")]
+    /// Show what sgp does, step by step on the live API server and the simulated EC2
+    ///
+    /// Its numbers are those of five nodes of type m5.large with nothing else on them.
+    #[arg(long, group = "shown", conflicts_with = "nodes")]
     demo: bool,
 
     /// Let so many pods come and go, and show that nothing leaks
@@ -261,8 +263,9 @@ enum Shown {
 async fn show_demo(sandbox: &Sandbox, signals: &mut Signals) -> anyhow::Result<Shown> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let (kubectl, stop) = (sandbox.control_plane().kubectl(), interrupted.clone());
+    let aws = demo::Aws::new(sandbox.cloud());
     let mut demo = tokio::task::spawn_blocking(move || {
-        demo::run(|| again(&kubectl), &mut anstream::stdout(), &stop)
+        demo::run(|| again(&kubectl), &aws, &mut anstream::stdout(), &stop)
     });
     tokio::select! {
         as_expected = &mut demo => Ok(match as_expected?? {
@@ -334,6 +337,7 @@ fn introduce(sandbox: &Sandbox, kubeconfig: &Path) {
     println!("  {}  the nodes' own", groups.nodes);
     println!("\nCommands to try:\n");
     println!("  kubectl apply -f examples/");
+    println!("  kubectl get pods -o wide");
     println!("  kubectl get pods -o custom-columns='{COLUMNS}'");
     println!("  kubectl describe replicaset hasty");
     println!(
@@ -341,7 +345,8 @@ fn introduce(sandbox: &Sandbox, kubeconfig: &Path) {
     );
     println!("  aws ec2 describe-network-interfaces");
     let log = sandbox.control_plane().run_dir().join("webhook.log");
-    println!("\nThe webhook's log is {}.", log.display());
+    println!("\nThe webhook's log is {},", log.display());
+    println!("and beside it is allocator.log.");
     println!("Ctrl-C ends everything.");
 }
 

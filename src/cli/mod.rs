@@ -17,7 +17,8 @@ use crate::telemetry::logs;
 /// Gives Kubernetes pods EC2 security groups of their own.
 ///
 /// A SecurityGroupPolicy selects pods by their labels or by those of their service account.
-/// The webhook asks for a branch network interface for each pod that one selects.
+/// The webhook asks for a branch network interface for each pod that one selects, and the
+/// allocator makes it in EC2.
 #[derive(Debug, Parser)]
 #[command(name = "sgp", version, max_term_width = 100)]
 struct Arguments {
@@ -89,6 +90,8 @@ mod style {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use std::collections::BTreeSet;
 
     #[test]
     fn arguments_are_consistent() {
@@ -169,6 +172,7 @@ mod tests {
             ),
             (&["sgp", "dev", "--nodes", "none"], true),
             (&["sgp", "dev", "--nodes", "m5.large"], false),
+            (&["sgp", "dev", "--demo", "--nodes", "m5.large=1"], false),
             (&["sgp", "crds", "eniconfigs"], true),
             (&["sgp", "ec2-simulator"], true),
             (&["sgp", "ec2-simulator", "--listen", "4566"], false),
@@ -177,5 +181,48 @@ mod tests {
             let parsed = Arguments::try_parse_from(arguments);
             assert_eq!(parsed.is_ok(), understood, "{arguments:?}: {parsed:?}");
         }
+    }
+
+    #[test]
+    fn every_flag_of_the_servers_is_documented_and_no_other() {
+        for (name, page) in [
+            ("webhook", include_str!("../../docs/webhook.md")),
+            ("allocator", include_str!("../../docs/allocator.md")),
+        ] {
+            let arguments = Arguments::command();
+            let command = arguments.find_subcommand(name).unwrap();
+            let all = command.get_arguments().chain(arguments.get_arguments());
+            let flags: BTreeSet<_> = all.filter_map(|argument| argument.get_long()).collect();
+            let (_, section) = page.split_once("\n## Flags\n").unwrap();
+            let (section, _) = section.split_once("\n## ").unwrap();
+            let rows = section
+                .lines()
+                .filter_map(|line| line.strip_prefix("| `--"));
+            let end = |c: char| !(c.is_ascii_lowercase() || c == '-');
+            let documented: BTreeSet<_> = rows.filter_map(|row| row.split(end).next()).collect();
+            assert_eq!(documented, flags, "docs/{name}.md");
+        }
+    }
+
+    #[test]
+    fn programs_understand_what_the_deployment_gives_them() {
+        let manifest = include_str!("../../manifests/deployment.yaml");
+        let deployment: Deployment = serde_saphyr::from_str(manifest).unwrap();
+        let containers = deployment.spec.unwrap().template.spec.unwrap().containers;
+        let names: Vec<_> = containers.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["webhook", "allocator"]);
+        let mut refused = Vec::new();
+        for container in containers {
+            let given = container.args.unwrap();
+            let given = [vec!["sgp".to_owned()], given].concat();
+            // As a kubelet leaves it where nothing sets the variable.
+            if Arguments::try_parse_from(&given).is_err() {
+                refused.push(container.name);
+            }
+            let named = given.iter().map(|it| it.replace("$(CLUSTER_NAME)", "c"));
+            let parsed = Arguments::try_parse_from(named);
+            assert!(parsed.is_ok(), "{parsed:?}");
+        }
+        assert_eq!(refused, ["allocator"]);
     }
 }

@@ -92,3 +92,31 @@ impl AllocatorMetrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::metrics::Ec2Metrics;
+    use prometheus_client::encoding::text::encode;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let mut registry = Registry::with_prefix("sgp");
+        AllocatorMetrics::register(&mut registry);
+        Ec2Metrics::register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+
+        let page = include_str!("../../docs/allocator.md");
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names = types.map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        });
+        let names: Vec<_> = names.collect();
+        assert!(names.len() > 8, "{text}");
+        for name in names {
+            assert!(page.contains(&format!("| `{name}` |")), "{name} is missing");
+        }
+    }
+}

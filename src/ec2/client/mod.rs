@@ -622,4 +622,45 @@ mod tests {
         let error = AwsEc2::with_config(&config, Ec2Metrics::default()).unwrap_err();
         assert!(error.to_string().contains("AWS_REGION"), "{error}");
     }
+
+    #[test]
+    fn documented_policy_allows_what_is_called_and_nothing_else() {
+        let verbs = [
+            "Associate",
+            "Attach",
+            "Create",
+            "Delete",
+            "Describe",
+            "Detach",
+            "Disassociate",
+            "Modify",
+        ];
+        let (code, _) = include_str!("mod.rs").split_once("#[cfg(test)]").unwrap();
+        let texts = code.split('"').skip(1).step_by(2);
+        let is_call = |text: &&str| {
+            verbs
+                .iter()
+                .any(|verb| text.starts_with(verb) && text != verb)
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        };
+        let mut called: BTreeSet<_> = texts.filter(is_call).collect();
+        // Checked where something is created with tags.
+        called.insert("CreateTags");
+
+        let page = include_str!("../../../docs/allocator.md");
+        let (_, policy) = page.split_once("```json\n{\n  \"Version\"").unwrap();
+        let (policy, _) = policy.split_once("```").unwrap();
+        let policy = format!("{{\"Version\"{policy}");
+        let policy: serde_json::Value = serde_json::from_str(&policy).unwrap();
+        let statements = policy["Statement"].as_array().unwrap().iter();
+        let actions = statements.flat_map(|statement| match &statement["Action"] {
+            serde_json::Value::Array(actions) => actions.iter().collect(),
+            action => vec![action],
+        });
+        let actions = actions.map(|action| action.as_str().unwrap());
+        let allowed: BTreeSet<_> = actions
+            .map(|action| action.strip_prefix("ec2:").unwrap())
+            .collect();
+        assert_eq!(allowed, called);
+    }
 }
