@@ -51,23 +51,23 @@ async fn interfaces_are_in_the_zone_s_subnet_for_pods_and_follow_its_eni_config(
 
     // The groups of the ENIConfig are those of what is the node's own, and of nothing else.
     let configs: Api<ENIConfig> = Api::all(scene.client.clone());
-    let patch = Patch::Merge(json!({"spec": {"securityGroups": [groups.database]}}));
-    let parameters = PatchParams::default();
-    configs
-        .patch(&zone.name, &parameters, &patch)
-        .await
-        .unwrap();
-    other
-        .until_groups(&with_nodes_groups, &[&groups.database])
-        .await;
-    eventually("the trunk to follow", async || {
-        (stage.trunk_of(node)?.groups == [groups.database.as_str()]).then_some(())
-    })
-    .await;
     let nodes: Api<Node> = Api::all(scene.client.clone());
     let uid = nodes.get(&node.name).await.unwrap().uid().unwrap();
-    let changed = stage.until_event(&uid, "SecurityGroupsChanged").await;
-    assert!(changed.note.unwrap().contains(&groups.database));
+    for group in [&groups.database, &groups.nodes] {
+        let patch = Patch::Merge(json!({"spec": {"securityGroups": [group]}}));
+        let parameters = PatchParams::default();
+        let patched = configs.patch(&zone.name, &parameters, &patch).await;
+        patched.unwrap();
+        other.until_groups(&with_nodes_groups, &[group]).await;
+        eventually("the trunk to follow", async || {
+            (stage.trunk_of(node)?.groups == [group.as_str()]).then_some(())
+        })
+        .await;
+        let names_it = |note: &str| note.contains(group.as_str());
+        stage
+            .until_event_that(&uid, "SecurityGroupsChanged", names_it)
+            .await;
+    }
     let same = scene.until_runs("green").await;
     assert_eq!(same.interface, running.interface);
 

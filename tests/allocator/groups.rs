@@ -9,9 +9,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::shared;
-use crate::stage::{
-    Scene, Setting, Stage, eventually, object, phase, pod, requesting_interface, until,
-};
+use crate::stage::{Scene, Setting, Stage, eventually, object, phase, pod, requesting_interface};
 
 /// "Within seconds", on a machine that is busy with other tests.
 const SOON: Duration = Duration::from_secs(5);
@@ -234,6 +232,12 @@ async fn corrected_policy_frees_pods_that_wait_for_a_group_that_never_was() {
     let created = scene.pod("waits", &node).await;
     let uid = created.metadata.uid.unwrap();
     stage.until_event(&uid, "BranchAllocationFailed").await;
+    // A second mistake is told as well as the first.
+    scene.set_groups("web", &["sg-fedcba98765432100"]).await;
+    let names_it = |note: &str| note.contains("sg-fedcba98765432100");
+    stage
+        .until_event_that(&uid, "BranchAllocationFailed", names_it)
+        .await;
 
     scene.set_groups("web", &[&stage.groups().green]).await;
 
@@ -275,7 +279,7 @@ async fn pod_created_before_its_policy_gets_the_policy_s_groups_with_its_interfa
     let stage = shared().await;
     let node = stage.add_node("m5.large").await;
     let scene = stage.scene().await;
-    // It requests an interface, and no node has room for it until it is told.
+    // The webhook has seen no policy that selects it.
     let mut spec = requesting_interface();
     spec["schedulingGates"] = json!([{"name": "example.com/gate"}]);
     spec["nodeSelector"] = json!({"kubernetes.io/hostname": node.name});
@@ -287,8 +291,6 @@ async fn pod_created_before_its_policy_gets_the_policy_s_groups_with_its_interfa
     let parameters = PatchParams::default();
     scene.pods.patch("gated", &parameters, &open).await.unwrap();
 
-    let runs = |pod: Option<&Pod>| pod.is_some_and(|pod| phase(pod) == "Running");
-    until(&scene.pods, "gated", runs).await;
     let running = scene.until_runs("gated").await;
     assert_eq!(running.interface.groups, [stage.groups().green.as_str()]);
     let calls = stage.calls_about(&running.interface);
