@@ -52,6 +52,16 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// What was asked for, as it stands in the ConfigMap.
+    pub fn given(&self) -> String {
+        match self {
+            Self::TooShort { given } => given.to_string(),
+            Self::NotSeconds { given } => given.clone(),
+        }
+    }
+}
+
 impl Default for Cooldown {
     fn default() -> Self {
         Self {

@@ -375,6 +375,7 @@ impl Sandbox {
             dry_run: true,
             ..PostParams::default()
         };
+        let mut last = String::new();
         let asked = async {
             loop {
                 if let Some(status) = self.webhook.try_wait()? {
@@ -384,25 +385,27 @@ impl Sandbox {
                     );
                 }
                 // Before it trusts the webhook's CA, the API server lets pods in unasked.
-                if let Ok(admitted) = api.create(&dry_run, &pod).await
-                    && admitted
-                        .annotations()
-                        .get(FARGATE_POD_SG)
-                        .is_none_or(|ids| ids != BROUGHT)
-                {
-                    return Ok(());
-                }
+                last = match api.create(&dry_run, &pod).await {
+                    Ok(admitted) => match admitted.annotations().get(FARGATE_POD_SG) {
+                        Some(ids) if ids == BROUGHT => "it let a pod in unasked".to_owned(),
+                        _ => return Ok(()),
+                    },
+                    Err(error) => format!("it refused a pod: {error}"),
+                };
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        match tokio::time::timeout(WEBHOOK_TIMEOUT, asked).await {
-            Ok(asked) => asked,
-            Err(_) => bail!(
-                "the API server did not call the webhook within {} s; the end of its log:\n{}",
-                WEBHOOK_TIMEOUT.as_secs(),
-                self.webhook.last_log_lines()
-            ),
+        if let Ok(asked) = tokio::time::timeout(WEBHOOK_TIMEOUT, asked).await {
+            return asked;
         }
+        // It may be that somebody else has ended.
+        self.control_plane.check()?;
+        bail!(
+            "the API server did not call the webhook within {} s, {last}; the end of the \
+             webhook's log:\n{}",
+            WEBHOOK_TIMEOUT.as_secs(),
+            self.webhook.last_log_lines()
+        )
     }
 }
 

@@ -6,6 +6,7 @@ pub mod interfaces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
@@ -23,8 +24,10 @@ use sgp::dev::allocator::AllocatorOptions;
 use sgp::dev::cloud::{GroupIds, Network};
 use sgp::dev::control_plane::Binaries;
 use sgp::dev::nodes::{NodeGroup, SandboxNode};
-use sgp::dev::{CloudOptions, InstanceFate, Sandbox, SandboxOptions};
+use sgp::dev::{CloudOptions, Sandbox, SandboxOptions};
 use sgp::ec2::simulator::Simulator;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use interfaces::Interface;
@@ -60,6 +63,7 @@ impl Default for Setting {
 /// A running sandbox whose nodes are ready for pods with security groups.
 pub struct Stage {
     sandbox: Sandbox,
+    metrics_port: u16,
     _permit: SemaphorePermit<'static>,
 }
 
@@ -99,8 +103,11 @@ impl Stage {
         };
         let binaries = Binaries::find_or_build().unwrap_or_else(|error| panic!("{error}"));
         let sandbox = Sandbox::start(&binaries, options, |_| ()).await;
+        let mut sandbox = sandbox.unwrap_or_else(|error| panic!("{error:#}"));
+        let allocator = sandbox.allocator().expect("it was asked for");
         let stage = Self {
-            sandbox: sandbox.unwrap_or_else(|error| panic!("{error:#}")),
+            metrics_port: allocator.metrics_port(),
+            sandbox,
             _permit: permit,
         };
         if let Some(seconds) = setting.cooldown {
@@ -235,9 +242,13 @@ impl Stage {
         all.filter(Interface::is_branch).collect()
     }
 
-    /// How many calls to EC2 there were, by action, since the simulator's last reset.
+    /// How many calls to EC2 there were, by action, since the simulator's last reset. Whether
+    /// a security group exists is asked for the webhook, now and then and not for each pod, so
+    /// that is left out.
     pub fn calls(&self) -> BTreeMap<String, u64> {
-        let counts = self.simulator().call_counts().by_action.into_iter();
+        let mut counts = self.simulator().call_counts().by_action;
+        counts.remove("DescribeSecurityGroups");
+        let counts = counts.into_iter();
         counts
             .map(|(action, outcomes)| (action, outcomes.values().sum()))
             .collect()
@@ -256,6 +267,27 @@ impl Stage {
             .filter(|call| call.parameters.values().any(|it| ids.contains(&&**it)))
             .map(|call| call.action)
             .collect()
+    }
+
+    /// What the allocator serves as metrics.
+    pub async fn metrics(&self) -> String {
+        let address = (Ipv4Addr::LOCALHOST, self.metrics_port);
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        connection.write_all(request).await.unwrap();
+        let mut text = String::new();
+        connection.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// Waits until the metrics have this line.
+    pub async fn until_metric(&self, line: &str) {
+        let what = format!("the metric {line}");
+        eventually(&what, async || {
+            let metrics = self.metrics().await;
+            metrics.lines().any(|it| it == line).then_some(())
+        })
+        .await;
     }
 
     /// The events about an object, by its UID.
@@ -302,12 +334,35 @@ impl Stage {
     ///
     /// Between two calls they may differ for a moment; not for longer.
     pub async fn assert_consistent(&self) -> Vec<Interface> {
+        self.assert_agreement(None).await
+    }
+
+    /// The same of what was made for one node.
+    pub async fn assert_consistent_on(&self, node: &SandboxNode) -> Vec<Interface> {
+        self.assert_agreement(Some(&node.instance.id)).await
+    }
+
+    /// Waits until no branch is left that belongs to no pod; that takes the cooldown.
+    pub async fn until_nothing_idles(&self) {
+        let is_left = async || self.assert_consistent().await.is_empty();
+        let what = "branches without a pod to go";
+        eventually(what, async || is_left().await.then_some(())).await;
+    }
+
+    /// The same of what was made for one node.
+    pub async fn until_nothing_idles_on(&self, node: &SandboxNode) {
+        let is_left = async || self.assert_consistent_on(node).await.is_empty();
+        let what = "branches without a pod to go";
+        eventually(what, async || is_left().await.then_some(())).await;
+    }
+
+    async fn assert_agreement(&self, instance: Option<&str>) -> Vec<Interface> {
         let pods: Api<Pod> = Api::all(self.client());
         let begin = Instant::now();
         loop {
             // Pods before interfaces: a pod is there before its branch and after it.
             let list = pods.list(&ListParams::default()).await.unwrap().items;
-            match self.compare(&list) {
+            match self.compare(&list, instance) {
                 Ok(idle) => {
                     let contradictions = self.simulator().contradictions();
                     assert_eq!(contradictions, Vec::<String>::new());
@@ -319,23 +374,12 @@ impl Stage {
         }
     }
 
-    /// Waits until no branch is left that belongs to no pod; that takes the cooldown.
-    pub async fn until_nothing_idles(&self) {
-        let begin = Instant::now();
-        loop {
-            let idle = self.assert_consistent().await;
-            if idle.is_empty() {
-                return;
-            }
-            assert!(begin.elapsed() < PATIENCE, "left over: {idle:#?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    fn compare(&self, pods: &[Pod]) -> Result<Vec<Interface>, String> {
-        let interfaces = self.interfaces();
+    fn compare(&self, pods: &[Pod], instance: Option<&str>) -> Result<Vec<Interface>, String> {
+        let all = self.interfaces();
+        let concerns = |it: &Interface| instance.is_none_or(|id| it.instance_id() == id);
+        let concerned = || all.values().filter(|interface| concerns(interface));
         let mut trunks: BTreeMap<&str, &Interface> = BTreeMap::new();
-        for trunk in interfaces.values().filter(|it| it.is_trunk()) {
+        for trunk in concerned().filter(|it| it.is_trunk()) {
             let attached = trunk.attachment.as_ref().map(|it| it.instance_id.as_str());
             if attached != Some(trunk.instance_id()) {
                 return Err(format!("not attached where its tag says: {trunk:?}"));
@@ -352,7 +396,7 @@ impl Stage {
                 continue;
             };
             let id = annotation.interface_id.clone();
-            let found = interfaces.get(&id);
+            let found = all.get(&id);
             let interface = found.ok_or_else(|| format!("{id} is not in EC2: {pod:?}"))?;
             is_true(&annotation, interface)?;
             if let Some(other) = owners.insert(id, pod) {
@@ -361,13 +405,13 @@ impl Stage {
         }
         let mut vlans = BTreeSet::new();
         let mut idle = Vec::new();
-        for branch in interfaces.values().filter(|it| it.is_branch()) {
+        for branch in concerned().filter(|it| it.is_branch()) {
             let trunk = trunks.get(branch.instance_id());
             if let Some(place) = &branch.association {
                 if trunk.is_none_or(|trunk| trunk.id != place.trunk_interface_id) {
                     return Err(format!("not on the trunk of its instance: {branch:?}"));
                 }
-                if !vlans.insert((place.trunk_interface_id.clone(), place.vlan_id)) {
+                if !vlans.insert((&place.trunk_interface_id, place.vlan_id)) {
                     return Err(format!("its VLAN id is another's too: {branch:?}"));
                 }
             }
@@ -474,6 +518,19 @@ impl Scene<'_> {
         until(&self.pods, name, is_gone).await;
     }
 
+    /// Removes a pod at once, as the pod garbage collector does.
+    pub async fn delete_by_force(&self, name: &str) {
+        let parameters = DeleteParams::default().grace_period(0);
+        self.pods.delete(name, &parameters).await.unwrap();
+    }
+
+    /// Writes further fields into a pod's metadata.
+    pub async fn patch_metadata(&self, name: &str, metadata: Value) {
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let parameters = PatchParams::default();
+        self.pods.patch(name, &parameters, &patch).await.unwrap();
+    }
+
     /// Waits until a pod's branch interface has exactly these groups in EC2, and gives how
     /// long that took.
     pub async fn until_groups(&self, running: &Running, groups: &[&str]) -> Duration {
@@ -493,11 +550,6 @@ impl Running {
     pub fn uid(&self) -> String {
         self.pod.uid().unwrap()
     }
-}
-
-/// Removes a node and terminates its instance, or keeps it.
-pub async fn remove(stage: &Stage, node: &SandboxNode, fate: InstanceFate) {
-    stage.sandbox().remove_node(node, fate).await.unwrap();
 }
 
 /// The JSON of a pod with these further fields in its spec.

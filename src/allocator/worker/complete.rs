@@ -17,7 +17,7 @@ use crate::api::SecurityGroupId;
 use crate::ec2::calls::{Instance, Interface};
 use crate::ec2::error::{ErrorClass, NOT_SENT};
 
-use super::reconcile::pod_reference;
+use super::reconcile::{node_reference, pod_reference};
 
 /// How soon it is asked again whether a pod, which a policy selects by now, is known as such.
 const WATCH_LAG: Duration = Duration::from_secs(1);
@@ -171,7 +171,8 @@ impl Worker {
                         trunk.as_str(),
                         groups.join(", ")
                     );
-                    self.tell_node(node, Reason::SecurityGroupsChanged, "SetTrunkGroups", note);
+                    let action = format!("SetTrunkGroups:{}", groups.join(","));
+                    self.tell_node(node, Reason::SecurityGroupsChanged, &action, note);
                 }
             }
             Action::Annotate { pod: uid, branch } => {
@@ -309,7 +310,11 @@ impl Worker {
     }
 
     fn tell_failure(&self, work: &mut Work, instance: &str, action: &Action, error: &CallError) {
-        let action_word = format!("{}:{}", error.cause.call, error.code);
+        let mut action_word = format!("{}:{}", error.cause.call, error.code);
+        // Another missing group is another event, with a note that names it.
+        if let Some(group) = messages::group_in(&error.message) {
+            action_word = format!("{action_word}:{group}");
+        }
         let Some(node_work) = work.nodes.get_mut(instance) else {
             return;
         };
@@ -612,31 +617,30 @@ impl Worker {
         at
     }
 
-    /// Tells when the cooldown has changed while this process leads.
+    /// Tells when the cooldown, or what is said of it, has changed while this process leads.
     pub(super) fn note_cooldown(&mut self) {
         let Some(work) = &mut self.work else { return };
         let cooldown = &self.cluster.cooldown;
-        if work.cooldown == cooldown.period || !self.cluster.is_complete() {
+        if work.cooldown == *cooldown || !self.cluster.is_complete() {
             return;
         }
-        work.cooldown = cooldown.period;
-        let mut note = format!(
-            "Branch interfaces rest for {} s after their pod now",
-            cooldown.period.as_secs()
-        );
+        work.cooldown = cooldown.clone();
+        let seconds = cooldown.period.as_secs();
+        let mut note = format!("Branch interfaces rest for {seconds} s after their pod now");
+        // Each change is an event of its own.
+        let mut action = format!("Cooldown:{seconds}");
         if let Some(refused) = &cooldown.refused {
             note = format!("{note}: {refused}");
+            action = format!("Cooldown:{}", refused.given());
         }
-        let names: Vec<_> = work
-            .nodes
-            .values()
-            .filter_map(|it| it.name.clone())
-            .collect();
-        for name in names {
-            if let Some(node) = self.cluster.nodes.get(&name) {
-                let reason = Reason::BranchEniCoolDownPeriodUpdated;
-                self.tell_node(node, reason, "Cooldown", note.clone());
-            }
+        let names = work.nodes.values().filter_map(|it| it.name.as_ref());
+        for node in names.filter_map(|name| self.cluster.nodes.get(name)) {
+            let reason = Reason::BranchEniCoolDownPeriodUpdated;
+            let event = Event::new(node_reference(node), reason, action.clone(), note.clone());
+            self.events.publish(match cooldown.refused {
+                Some(_) => event.into_warning(),
+                None => event,
+            });
         }
     }
 }

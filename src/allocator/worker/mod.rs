@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use super::calls::{CallError, Calls, Carried};
 use super::chores::Chore;
 use super::cluster::{Change, Cluster, Touched};
+use super::cooldown::Cooldown;
 use super::election::Leadership;
 use super::events::EventSink;
 use super::groups::GroupDirectory;
@@ -143,7 +144,8 @@ struct Work {
     bound_at: BTreeMap<PodUid, Instant>,
     limits: BTreeMap<String, Option<InstanceLimits>>,
     asking_limits: BTreeSet<String>,
-    cooldown: Duration,
+    /// What was told last.
+    cooldown: Cooldown,
 }
 
 /// One instance.
@@ -208,7 +210,7 @@ enum Done {
 }
 
 impl Work {
-    fn new(now: Instant, cooldown: Duration) -> Self {
+    fn new(now: Instant, cooldown: Cooldown) -> Self {
         Self {
             nodes: BTreeMap::new(),
             instances_by_name: BTreeMap::new(),
@@ -334,7 +336,7 @@ impl Worker {
         match (&self.work, is_held) {
             (None, true) => {
                 tracing::info!("leading");
-                let mut work = Work::new(now, self.cluster.cooldown.period);
+                let mut work = Work::new(now, self.cluster.cooldown.clone());
                 work.dirty_names = self.cluster.nodes.keys().cloned().collect();
                 work.dirty_names
                     .extend(self.cluster.cni_nodes.keys().cloned());

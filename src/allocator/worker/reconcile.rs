@@ -556,12 +556,9 @@ impl Worker {
     ) {
         let note = format!("Interfaces can't be made: {problem}");
         if node_work.problem.as_ref() != Some(&note) {
-            self.tell_node(
-                node,
-                Reason::NodeTrunkFailedInitialization,
-                "CustomNetworking",
-                note.clone(),
-            );
+            let reason = Reason::NodeTrunkFailedInitialization;
+            let action = format!("CustomNetworking:{problem}");
+            self.tell_node(node, reason, &action, note.clone());
             node_work.problem = Some(note);
         }
     }
@@ -579,12 +576,15 @@ impl Worker {
     }
 
     pub(super) fn tell_node(&self, node: &NodeObject, reason: Reason, action: &str, note: String) {
-        let regarding = Regarding::Node {
-            name: node.name().to_owned(),
-            uid: node.uid().to_owned(),
-        };
         self.events
-            .publish(Event::new(regarding, reason, action, note));
+            .publish(Event::new(node_reference(node), reason, action, note));
+    }
+}
+
+pub(super) fn node_reference(node: &NodeObject) -> Regarding {
+    Regarding::Node {
+        name: node.name().to_owned(),
+        uid: node.uid().to_owned(),
     }
 }
 

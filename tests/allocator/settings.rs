@@ -1,0 +1,84 @@
+//! What an operator can set, and what the metrics show of it.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use tempfile::NamedTempFile;
+
+use crate::stage::{Setting, Stage, allocatable, eventually};
+
+#[tokio::test]
+async fn warm_branches_spare_the_next_pods_their_calls_and_metrics_show_it() {
+    let setting = Setting {
+        arguments: vec!["--warm-branches=1".to_owned()],
+        ..Setting::default()
+    };
+    let stage = Stage::start(setting).await;
+    let (green, database) = (&stage.groups().green, &stage.groups().database);
+    let scene = stage.scene().await;
+    scene.policy("web", &[green]).await;
+    for line in [
+        "sgp_allocator_leading 1",
+        "sgp_trunk_interfaces 1",
+        "sgp_branch_interface_capacity 9",
+        "sgp_pods_waiting 0",
+    ] {
+        stage.until_metric(line).await;
+    }
+    let first = scene.run("first", stage.node()).await;
+    scene.run("second", stage.node()).await;
+    for line in [
+        "sgp_branch_interfaces{state=\"in_use\"} 2",
+        "sgp_allocation_duration_seconds_count 2",
+        "sgp_ec2_requests_total{action=\"AssociateTrunkInterface\",outcome=\"ok\"} 2",
+    ] {
+        stage.until_metric(line).await;
+    }
+
+    scene.delete("first").await;
+    stage
+        .until_metric("sgp_branch_interfaces{state=\"cooling\"} 1")
+        .await;
+    stage
+        .until_metric("sgp_branch_interfaces{state=\"warm\"} 1")
+        .await;
+    stage.simulator().reset_calls();
+    let third = scene.run("third", stage.node()).await;
+    assert_eq!(third.interface, first.interface);
+    assert_eq!(third.annotation, first.annotation);
+    assert_eq!(stage.calls(), BTreeMap::new());
+
+    // One more than may be kept, and the one that is kept gets other groups.
+    scene.delete("second").await;
+    scene.delete("third").await;
+    eventually("one branch to be left", async || {
+        (stage.branches_of(stage.node()).len() == 1).then_some(())
+    })
+    .await;
+    stage.simulator().reset_calls();
+    scene.set_groups("web", &[database]).await;
+    let fourth = scene.run("fourth", stage.node()).await;
+    assert_eq!(fourth.interface.groups, [database.as_str()]);
+    let calls = stage.calls_about(&fourth.interface);
+    assert_eq!(calls, ["ModifyNetworkInterfaceAttribute"]);
+    assert_eq!(stage.assert_consistent().await, []);
+}
+
+#[tokio::test]
+async fn table_of_the_operator_sets_how_many_branches_a_type_takes() {
+    let header = include_str!("../../src/ec2/instance-types.csv");
+    let header = header.lines().next().unwrap();
+    let mut table = NamedTempFile::new().unwrap();
+    writeln!(table, "{header}\nm5.large,3,10,true,2,3,nitro,false").unwrap();
+    let setting = Setting {
+        arguments: vec![format!("--instance-limits={}", table.path().display())],
+        ..Setting::default()
+    };
+    let stage = Stage::start(setting).await;
+
+    let nodes: Api<Node> = Api::all(stage.client());
+    let node = nodes.get(&stage.node().name).await.unwrap();
+    assert_eq!(allocatable(&node), Some(2));
+}
