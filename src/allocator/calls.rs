@@ -288,8 +288,9 @@ impl Calls {
                 Ok(Effect::Done.into())
             }
             Action::DeleteBranch(branch) => {
+                // What EC2 does not know may be too young to be known.
                 let deleted = self.ec2.delete_interface(branch.as_str().to_owned());
-                gone_is_done(deleted.await).map_err(of_ec2)?;
+                deleted.await.map_err(of_ec2)?;
                 Ok(Effect::Done.into())
             }
         }
