@@ -572,7 +572,7 @@ fn with_branch(observed: &mut ObservedNode, id: &BranchId, change: impl FnOnce(&
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::calls::InterfaceKind;
+    use crate::allocator::DesiredPod;
 
     fn at(seconds: u64) -> Instant {
         static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);

@@ -6,7 +6,7 @@ use sgp::dev::control_plane::Process;
 use sgp::dev::nodes::NodeGroup;
 
 use crate::burst::enter;
-use crate::stage::{Setting, Stage};
+use crate::stage::{Setting, Stage, eventually};
 
 async fn stage(nodes: NodeGroup) -> Stage {
     Stage::start(Setting {
@@ -20,8 +20,8 @@ fn process(stage: &mut Stage) -> &mut Process {
     stage.sandbox_mut().allocator().unwrap().process()
 }
 
-/// Lets a burst of pods begin, kills the allocator again and again, each time so long after
-/// its first change in EC2, and looks whether everything comes right.
+/// Kills the allocator in the middle of a burst of 45 pods, so long after its first change in
+/// EC2, and then again and again while further pods come; in the end everything is right.
 async fn burst_survives_kills(visibility_delay_ms: u64, lifetimes_ms: &[u64]) {
     let mut stage = stage(NodeGroup::new("m5.2xlarge", 5)).await;
     stage.set(|settings| {
@@ -30,26 +30,25 @@ async fn burst_survives_kills(visibility_delay_ms: u64, lifetimes_ms: &[u64]) {
     });
     let scene = stage.scene().await;
     scene.policy("green", &[&stage.groups().green]).await;
-    stage.simulator().reset_calls();
-    scene.burst("pod", 45).await;
     let namespace = scene.name.clone();
-    for lifetime in lifetimes_ms {
-        let begin = Instant::now();
-        // When all is done already, there is none.
-        while stage.changes().is_empty() && begin.elapsed() < Duration::from_secs(5) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let mut pods = 0;
+    for (life, lifetime) in lifetimes_ms.iter().enumerate() {
+        let further = if life == 0 { 45 } else { 9 };
+        stage.simulator().reset_calls();
+        let scene = enter(&stage, &namespace);
+        scene.burst(&format!("pod-{life}"), further).await;
+        pods += further;
+        eventually("a change", async || stage.changes().pop()).await;
         tokio::time::sleep(Duration::from_millis(*lifetime)).await;
         process(&mut stage).kill().unwrap();
-        stage.simulator().reset_calls();
         process(&mut stage).restart().unwrap();
     }
     let begin = Instant::now();
     let scene = enter(&stage, &namespace);
-    scene.until_running("pod", 45).await;
+    scene.until_running("pod", pods).await;
     println!("all run {:?} after the last restart", begin.elapsed());
     stage.until_nothing_idles().await;
-    assert_eq!(stage.interfaces().len(), 45 + 5);
+    assert_eq!(stage.interfaces().len(), pods + 5);
 }
 
 #[tokio::test]
