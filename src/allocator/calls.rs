@@ -9,7 +9,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
 use serde_json::json;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::time::Instant;
 
 use super::election::Leadership;
@@ -44,7 +44,7 @@ pub struct Calls {
     client: Client,
     cluster_name: String,
     leadership: watch::Receiver<Leadership>,
-    subnets: Mutex<HashMap<String, Subnet>>,
+    subnets: Mutex<HashMap<String, Arc<OnceCell<Subnet>>>>,
     associations: Mutex<Option<(Instant, HashMap<String, String>)>>,
 }
 
@@ -310,8 +310,9 @@ impl Calls {
                 Ok(Effect::Done.into())
             }
             Action::DeleteBranch(branch) => {
+                // What EC2 does not know may be too young to be known.
                 let deleted = self.ec2.delete_interface(branch.as_str().to_owned());
-                gone_is_done(deleted.await).map_err(of_ec2)?;
+                deleted.await.map_err(of_ec2)?;
                 Ok(Effect::Done.into())
             }
         }
@@ -605,20 +606,25 @@ impl Calls {
         Ok(id)
     }
 
+    /// A subnet, which EC2 is asked for once. Who asks for one waits for no other.
     async fn subnet(&self, id: &str) -> Result<Subnet, Ec2Error> {
-        let mut subnets = self.subnets.lock().await;
-        if let Some(subnet) = subnets.get(id) {
-            return Ok(subnet.clone());
-        }
-        let found = self.ec2.subnets(vec![id.to_owned()]).await?;
-        let subnet = found.into_iter().next().ok_or_else(|| Ec2Error {
-            call: "DescribeSubnets",
-            class: ErrorClass::Missing,
-            code: "InvalidSubnetID.NotFound".to_owned(),
-            message: format!("The subnet ID '{id}' does not exist"),
-        })?;
-        subnets.insert(id.to_owned(), subnet.clone());
-        Ok(subnet)
+        let cell = self
+            .subnets
+            .lock()
+            .await
+            .entry(id.to_owned())
+            .or_default()
+            .clone();
+        let ask = async || {
+            let found = self.ec2.subnets(vec![id.to_owned()]).await?;
+            found.into_iter().next().ok_or_else(|| Ec2Error {
+                call: "DescribeSubnets",
+                class: ErrorClass::Missing,
+                code: "InvalidSubnetID.NotFound".to_owned(),
+                message: format!("The subnet ID '{id}' does not exist"),
+            })
+        };
+        cell.get_or_try_init(ask).await.cloned()
     }
 
     async fn annotate(

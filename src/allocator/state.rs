@@ -568,3 +568,152 @@ fn with_branch(observed: &mut ObservedNode, id: &BranchId, change: impl FnOnce(&
         change(branch);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allocator::DesiredPod;
+
+    fn at(seconds: u64) -> Instant {
+        static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        *BEGIN + Duration::from_secs(seconds)
+    }
+
+    fn branch(id: &str, pod: &str, vlan: u16, in_use: bool) -> Interface {
+        let tags = [
+            (TAG_POD_UID, pod.to_owned()),
+            (TAG_VLAN_ID, vlan.to_string()),
+        ];
+        Interface {
+            id: id.to_owned(),
+            kind: InterfaceKind::Other,
+            description: BRANCH_DESCRIPTION.to_owned(),
+            in_use,
+            mac_address: String::new(),
+            private_ip: String::new(),
+            ipv6_address: None,
+            subnet_id: String::new(),
+            vpc_id: String::new(),
+            group_ids: Vec::new(),
+            attachment: None,
+            tags: tags.map(|(key, value)| (key.to_owned(), value)).into(),
+        }
+    }
+
+    /// A state with an attached trunk and these branches.
+    fn state(branches: &[Interface]) -> NodeState {
+        let mut state = NodeState::default();
+        state.observed.trunk = Some(Trunk {
+            id: TrunkId::from("trunk"),
+            attached: true,
+            group_ids: Vec::new(),
+        });
+        observe(&mut state, branches, 1, 0);
+        state
+    }
+
+    fn observe(state: &mut NodeState, branches: &[Interface], begun: Tick, seconds: u64) {
+        let found = Found {
+            trunks: Vec::new(),
+            branches: branches.to_vec(),
+        };
+        // Only branches are looked at here.
+        let trunk = state.observed.trunk.clone();
+        state.observe(found, &BTreeMap::new(), begun, at(seconds));
+        state.observed.trunk = trunk;
+    }
+
+    fn desired(pods: &[&str]) -> DesiredNode {
+        let pod = |(arrival, uid): (usize, &&str)| {
+            let pod = DesiredPod {
+                group_ids: Vec::new(),
+                annotated: None,
+                arrival: arrival as u64,
+            };
+            (PodUid::from(*uid), pod)
+        };
+        DesiredNode {
+            trunk_groups: Some(Vec::new()),
+            branch_limit: 9,
+            pods: pods.iter().enumerate().map(pod).collect(),
+            cooldown: Duration::from_secs(30),
+            warm_limit: 0,
+        }
+    }
+
+    fn plan_at(state: &mut NodeState, pods: &[&str], seconds: u64) -> Plan {
+        state.plan(&desired(pods), [], at(seconds))
+    }
+
+    #[test]
+    fn branch_whose_vlan_id_another_has_makes_room_and_its_pod_gets_another() {
+        let shown_late = [
+            branch("eni-1", "a", 3, false),
+            branch("eni-2", "b", 3, false),
+            branch("eni-3", "c", 4, true),
+            branch("eni-4", "d", 4, false),
+        ];
+        let mut state = state(&shown_late);
+        let actions = plan_at(&mut state, &["a", "b", "c", "d"], 0).actions;
+        let delete = |id: &str| Action::DeleteBranch(BranchId::from(id));
+        let deleted: Vec<_> = actions
+            .iter()
+            .filter(|action| matches!(action, Action::DeleteBranch(_)))
+            .collect();
+        assert_eq!(deleted, [&delete("eni-2"), &delete("eni-4")]);
+
+        state.begin(&delete("eni-2"), 2, at(0));
+        state.succeed(&delete("eni-2"), Effect::Done, 3, at(0));
+        let pod = Subject::Pod(PodUid::from("b"));
+        assert_eq!(state.generation(&pod), 1, "the old token is used up");
+        let actions = plan_at(&mut state, &["a", "b", "c", "d"], 0).actions;
+        let created = actions.iter().find_map(|action| match action {
+            Action::CreateBranch { pod, vlan, .. } => Some((pod.as_str(), vlan.number())),
+            _ => None,
+        });
+        assert_eq!(created, Some(("b", 1)));
+    }
+
+    #[test]
+    fn what_a_pod_that_is_gone_may_have_got_is_looked_for_once_it_must_show() {
+        let mut state = state(&[]);
+        let [create] = &plan_at(&mut state, &["a"], 0).actions[..] else {
+            panic!("one pod waits");
+        };
+        state.begin(create, 2, at(0));
+        state.fail(create, Failed::Unsure, at(1), 3, at(0));
+        observe(&mut state, &[], 4, 1);
+        assert!(!state.needs_observation());
+
+        assert_eq!(plan_at(&mut state, &[], 1).wake_at, Some(at(30)));
+        assert!(!state.needs_observation() && !state.is_empty());
+        assert_eq!(plan_at(&mut state, &[], 30).wake_at, Some(at(30)));
+        assert!(state.needs_observation());
+        observe(&mut state, &[branch("eni-1", "a", 1, false)], 5, 31);
+        let actions = plan_at(&mut state, &[], 31).actions;
+        assert_eq!(actions, [Action::ConfirmIdle(BranchId::from("eni-1"))]);
+    }
+
+    #[test]
+    fn association_that_somebody_has_ended_is_made_anew_under_another_token() {
+        let mut state = state(&[branch("eni-1", "a", 1, false)]);
+        let [associate] = &plan_at(&mut state, &["a"], 0).actions[..] else {
+            panic!("one branch waits");
+        };
+        let subject = associate.subject();
+        let made = || Effect::Associated(AssociationId::from("association-1"));
+        state.begin(associate, 2, at(0));
+        state.succeed(associate, made(), 3, at(0));
+
+        // EC2 may still have to show it: the same token brings the same answer.
+        observe(&mut state, &[branch("eni-1", "a", 1, false)], 4, 10);
+        assert_eq!(plan_at(&mut state, &["a"], 10).actions, [associate.clone()]);
+        assert_eq!(state.generation(&subject), 0);
+        state.begin(associate, 5, at(10));
+        state.succeed(associate, made(), 6, at(10));
+
+        observe(&mut state, &[branch("eni-1", "a", 1, false)], 7, 31);
+        assert_eq!(plan_at(&mut state, &["a"], 31).actions, [associate.clone()]);
+        assert_eq!(state.generation(&subject), 1);
+    }
+}

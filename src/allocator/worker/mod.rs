@@ -115,6 +115,8 @@ pub struct Worker {
 
 /// What a leader knows and does.
 struct Work {
+    /// Which leadership it is: what it knows is outdated when another has led meanwhile.
+    term: u64,
     nodes: BTreeMap<String, NodeWork>,
     /// The instances that were seen under a node's name.
     instances_by_name: BTreeMap<String, BTreeSet<String>>,
@@ -210,8 +212,9 @@ enum Done {
 }
 
 impl Work {
-    fn new(now: Instant, cooldown: Cooldown) -> Self {
+    fn new(term: u64, now: Instant, cooldown: Cooldown) -> Self {
         Self {
+            term,
             nodes: BTreeMap::new(),
             instances_by_name: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -332,11 +335,15 @@ impl Worker {
 
     /// Leads or stops leading. Without the lease every running call is dropped.
     fn follow_leadership(&mut self, now: Instant) {
-        let is_held = self.leadership.borrow_and_update().is_held();
+        let leadership = self.leadership.borrow_and_update().clone();
+        let (is_held, term) = (leadership.is_held(), leadership.transitions);
+        if self.work.as_ref().is_some_and(|work| work.term != term) {
+            self.work = None;
+        }
         match (&self.work, is_held) {
             (None, true) => {
                 tracing::info!("leading");
-                let mut work = Work::new(now, self.cluster.cooldown.clone());
+                let mut work = Work::new(term, now, self.cluster.cooldown.clone());
                 work.dirty_names = self.cluster.nodes.keys().cloned().collect();
                 work.dirty_names
                     .extend(self.cluster.cni_nodes.keys().cloned());

@@ -1,0 +1,57 @@
+//! EC2 takes few calls: everybody is served all the same, and few calls are refused.
+
+use std::time::Duration;
+
+use sgp::dev::nodes::NodeGroup;
+use sgp::ec2::simulator::Bucket;
+
+use crate::stage::{Setting, Stage};
+
+const PODS: usize = 20;
+
+#[tokio::test]
+async fn throttled_to_two_calls_a_second_all_are_served_and_then_quickly() {
+    let stage = Stage::start(Setting {
+        nodes: vec![NodeGroup::new("m5.2xlarge", 4)],
+        cooldown: Some(600),
+        ..Setting::default()
+    })
+    .await;
+    let scene = stage.scene().await;
+    scene.policy("green", &[&stage.groups().green]).await;
+    stage.set(|settings| {
+        let bucket = Bucket {
+            rate: 2.0,
+            burst: 2.0,
+        };
+        settings.throttling.insert("*".to_owned(), bucket);
+    });
+    stage.simulator().reset_calls();
+
+    scene.burst("throttled", PODS).await;
+    let took = scene.until_annotated("throttled", PODS).await;
+
+    let counts = stage.simulator().call_counts();
+    let refused: u64 = counts
+        .by_action
+        .values()
+        .filter_map(|outcomes| outcomes.get("RequestLimitExceeded"))
+        .sum();
+    println!(
+        "throttled: {took:?}, {refused} of {} calls refused: {counts:?}",
+        counts.total
+    );
+    // 20 creations at two a second take 9 seconds at the least.
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(refused * 2 < counts.total, "{counts:?}");
+
+    scene.burst("waiting", PODS).await;
+    scene.until_bound("waiting", PODS).await;
+    stage.set(|settings| settings.throttling.clear());
+    let took = scene.until_annotated("waiting", PODS).await;
+    println!("after throttling: {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    scene.until_running("throttled", PODS).await;
+    scene.until_running("waiting", PODS).await;
+    assert_eq!(stage.assert_consistent().await, []);
+}
