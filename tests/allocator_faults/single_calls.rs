@@ -8,7 +8,7 @@ use sgp::dev::nodes::NodeGroup;
 use sgp::ec2::simulator::{FaultOutcome, Moment};
 
 use crate::burst::{error, once};
-use crate::stage::{Setting, Stage, eventually, remove};
+use crate::stage::{Setting, Stage, eventually};
 
 /// Every way in which one call can fail.
 fn failures() -> Vec<(Moment, FaultOutcome)> {
@@ -137,7 +137,8 @@ async fn each_call_of_a_nodes_life() {
         }
     }
     for node in nodes.split_off(nodes.len() - 2 * failures().len()) {
-        remove(&stage, &node, InstanceFate::Kept).await;
+        let removed = stage.sandbox().remove_node(&node, InstanceFate::Kept).await;
+        removed.unwrap();
     }
     until_all_happened(&stage).await;
     eventually("the trunks to go", async || {
