@@ -1,6 +1,7 @@
 //! Carries out single actions: the calls to EC2 and to the API server.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -291,8 +292,9 @@ impl Calls {
                 Ok(Effect::Done.into())
             }
             Action::DeleteBranch(branch) => {
+                // One that EC2 does not know may be too young, which the state can tell.
                 let deleted = self.ec2.delete_interface(branch.as_str().to_owned());
-                gone_is_done(deleted.await).map_err(of_ec2)?;
+                deleted.await.map_err(of_ec2)?;
                 Ok(Effect::Done.into())
             }
         }
@@ -522,12 +524,14 @@ impl Calls {
         trunk: &TrunkId,
         vlan: VlanId,
     ) -> Result<String, Ec2Error> {
-        // A branch is associated once in its life, so its id says which association is meant.
+        // Whether an earlier call took effect, EC2's list says. A token that came again would
+        // get the first answer again, even when that association has ended since.
+        let unique = RandomState::new().hash_one(branch.as_str());
         let association = NewAssociation {
             trunk_id: trunk.as_str().to_owned(),
             branch_id: branch.as_str().to_owned(),
             vlan: vlan.number(),
-            client_token: token("association", branch.as_str(), 0),
+            client_token: format!("association-{}-{unique:016x}", branch.as_str()),
         };
         self.ec2.associate(association).await
     }
@@ -603,7 +607,11 @@ impl Calls {
             .known_association(branch, association)
             .await
             .map_err(of_ec2)?;
-        let association = association.ok_or_else(|| missing("the association"))?;
+        // It looked associated, and is not any more: what there is has to be seen.
+        let association = association.ok_or_else(|| CallError {
+            failed: Failed::Unsure,
+            ..missing("the association")
+        })?;
         let subnet = self.subnet(&known.facts.subnet_id).await.map_err(of_ec2)?;
         let facts = known.facts.clone();
         let interface = PodEni {

@@ -246,7 +246,7 @@ impl<'a> Planning<'a> {
                 self.wake(cool_at);
                 continue;
             }
-            if node_stays && branch.association.is_some() {
+            if node_stays && branch.association.is_some() && !branch.leaving {
                 reusable.push((id, branch));
             } else {
                 self.remove(id, branch);
@@ -310,8 +310,23 @@ impl<'a> Planning<'a> {
                 });
             }
         }
-        for (id, branch) in idle.into_iter().skip(desired.warm_limit) {
+        let kept = desired.warm_limit.min(self.room_for_warm(idle.len()));
+        for (id, branch) in idle.into_iter().skip(kept) {
             self.remove(id, branch);
+        }
+    }
+
+    /// How many idle branches may stay on the trunk without keeping a pod's branch off it.
+    fn room_for_warm(&self, idle: usize) -> usize {
+        let branches = &self.observed.branches;
+        let mut owned = self
+            .owners
+            .by_branch
+            .keys()
+            .filter_map(|id| branches.get(id));
+        match owned.any(|branch| branch.association.is_none()) {
+            true => (self.desired.branch_limit + idle).saturating_sub(branches.len()),
+            false => idle,
         }
     }
 }

@@ -20,10 +20,15 @@ use crate::ec2::calls::{Interface, InterfaceKind};
 
 /// How long EC2 may take to show what it has made (Amazon EC2 API Reference, "Eventual
 /// consistency", which names no bound).
-const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A moment in the order of calls and observations of this process.
 pub type Tick = u64;
+
+/// How long EC2 may remember a client token. Ours are about pods, which seldom come back after
+/// they have been gone for a while; one that does meets its old token, and waits until it is
+/// clear what that stands for.
+const TOKEN_REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
 /// An instance's interfaces, as far as they are ours.
 #[derive(Debug, Default)]
@@ -39,12 +44,15 @@ pub struct NodeState {
     unsure: BTreeMap<Subject, Tick>,
     /// When a call about a subject began or ended last.
     touched: BTreeMap<Subject, Tick>,
+    /// When the observation began that was taken over last.
+    observed_at: Tick,
     /// Interfaces that this process made, and when.
     made_at: BTreeMap<String, Instant>,
     /// When a reserved VLAN id was asked for.
     reserved_at: BTreeMap<PodUid, Instant>,
-    /// How many client tokens were used up by interfaces that are gone.
-    generations: BTreeMap<Subject, u32>,
+    /// How many client tokens were used up by interfaces that are gone or are to go, and when
+    /// that was last.
+    generations: BTreeMap<Subject, (u32, Instant)>,
     /// Since when EC2 says that a token stands for other parameters.
     mismatched_since: BTreeMap<Subject, Instant>,
 }
@@ -84,7 +92,7 @@ pub enum Effect {
 pub enum Failed {
     /// EC2 may or may not have done it.
     Unsure,
-    /// What the call was about is not in EC2.
+    /// Something that the call was about is not in EC2, or not yet.
     Gone,
     /// The client token stands for other parameters.
     TokenMismatch,
@@ -142,7 +150,7 @@ impl NodeState {
     /// The part of a client token that tells apart what was made for one subject: interfaces
     /// that are gone for good keep their tokens for themselves.
     pub fn generation(&self, subject: &Subject) -> u32 {
-        self.generations.get(subject).copied().unwrap_or(0)
+        self.generations.get(subject).map_or(0, |(count, _)| *count)
     }
 
     /// What has failed and is not wanted any more: its pod or branch is gone.
@@ -164,14 +172,16 @@ impl NodeState {
         settled
     }
 
-    /// Plans the next actions. `held` are subjects that wait for something else.
+    /// Plans the next actions. `held` are subjects that wait for something else; `tick` is no
+    /// later than any observation that begins after.
     pub fn plan(
         &mut self,
         desired: &DesiredNode,
         held: impl IntoIterator<Item = Subject>,
+        tick: Tick,
         now: Instant,
     ) -> Plan {
-        self.expire_reservations(desired, now);
+        self.expire(desired, tick, now);
         self.observed.busy = self.in_flight.clone();
         self.observed.busy.extend(self.unsure.keys().cloned());
         self.observed.busy.extend(held);
@@ -191,17 +201,40 @@ impl NodeState {
         plan
     }
 
-    /// A pod that is gone needs its VLAN id no more, once its branch would have been seen.
-    fn expire_reservations(&mut self, desired: &DesiredNode, now: Instant) {
-        let reserved_at = &self.reserved_at;
+    /// A pod that is gone, or has a branch from elsewhere, needs its reserved VLAN id no more
+    /// once what was asked for would be seen and is not. Pods that are gone need no generation.
+    fn expire(&mut self, desired: &DesiredNode, tick: Tick, now: Instant) {
+        let owners = self.observed.owners(desired);
+        let waits =
+            |uid: &PodUid| desired.pods.contains_key(uid) && !owners.by_pod.contains_key(uid);
+        let overdue = self
+            .reserved_at
+            .extract_if(.., |uid, at| !waits(uid) && *at + VISIBLE_WITHIN <= now);
+        for (uid, _) in overdue {
+            self.unsure.insert(Subject::Pod(uid), tick);
+        }
+        let (reserved_at, in_flight, unsure) = (&self.reserved_at, &self.in_flight, &self.unsure);
+        let waiting: BTreeSet<PodUid> = self
+            .observed
+            .reserved
+            .keys()
+            .filter(|uid| waits(uid))
+            .cloned()
+            .collect();
         self.observed.reserved.retain(|uid, _| {
-            let recent = reserved_at
-                .get(uid)
-                .is_some_and(|at| *at + VISIBLE_WITHIN > now);
-            desired.pods.contains_key(uid) || recent
+            let subject = Subject::Pod(uid.clone());
+            waiting.contains(uid)
+                || reserved_at.contains_key(uid)
+                || in_flight.contains(&subject)
+                || unsure.contains_key(&subject)
         });
-        let reserved = &self.observed.reserved;
-        self.reserved_at.retain(|uid, _| reserved.contains_key(uid));
+        self.generations
+            .retain(|subject, (_, since)| match subject {
+                Subject::Pod(uid) => {
+                    desired.pods.contains_key(uid) || *since + TOKEN_REMEMBERED > now
+                }
+                _ => true,
+            });
     }
 
     /// A call begins.
@@ -218,19 +251,28 @@ impl NodeState {
             // From now on, so that nobody else gets it while the groups change.
             branch.claimed_by = Some(pod.clone());
         }
+        if let Action::Disassociate { branch, .. } | Action::DeleteBranch(branch) = action
+            && let Some(branch) = self.observed.branches.get_mut(branch)
+        {
+            branch.leaving = true;
+            if let Some(pod) = branch.claimed_by.take() {
+                self.use_up_token(Subject::Pod(pod), now);
+            }
+        }
         self.touched.insert(subject.clone(), tick);
         self.in_flight.insert(subject);
     }
 
     /// A call has ended well.
     pub fn succeed(&mut self, action: &Action, effect: Effect, tick: Tick, now: Instant) {
-        self.end(action, tick);
+        self.end(action, tick, now);
         let subject = action.subject();
         self.observed.retry_at.remove(&subject);
         let observed = &mut self.observed;
         match (action, effect) {
             (Action::CreateTrunk { .. }, Effect::TrunkCreated(interface)) => {
                 self.made_at.insert(interface.id.clone(), now);
+                self.mismatched_since.remove(&subject);
                 observed.trunk = Some(trunk(&interface));
             }
             (Action::AttachTrunk(id), _) => with_trunk(observed, id, |it| it.attached = true),
@@ -240,8 +282,7 @@ impl NodeState {
             (Action::DeleteTrunk(id), _) => {
                 self.surplus_trunks.remove(id);
                 if observed.trunk.as_ref().is_some_and(|trunk| trunk.id == *id) {
-                    observed.trunk = None;
-                    *self.generations.entry(Subject::Trunk).or_default() += 1;
+                    self.lose_trunk(now);
                 }
             }
             (
@@ -264,6 +305,7 @@ impl NodeState {
                     claimed_by: Some(pod.clone()),
                     idle_since: None,
                     confirmed_idle: false,
+                    leaving: false,
                 };
                 self.facts.insert(id.clone(), facts(&interface));
                 self.observed.branches.insert(id, branch);
@@ -305,63 +347,49 @@ impl NodeState {
         tick: Tick,
         now: Instant,
     ) {
-        self.end(action, tick);
+        self.end(action, tick, now);
         let subject = action.subject();
         self.observed.retry_at.insert(subject.clone(), retry_at);
-        match failed {
-            Failed::Elsewhere => {}
-            Failed::Unsure => {
+        match (failed, action) {
+            (Failed::Elsewhere, _) => {}
+            // What is too young to be known to EC2 would come back.
+            (Failed::Gone, Action::DeleteBranch(id)) if !self.is_young(id.as_str(), now) => {
+                self.forget_branch(id);
+            }
+            // Whether it is the branch or the trunk that is gone, or too young, will be seen.
+            (Failed::Unsure | Failed::Gone, _) => {
                 self.unsure.insert(subject, tick);
             }
-            Failed::Gone => self.unsure_or_gone(action, tick, now),
-            Failed::TokenMismatch => {
+            (Failed::TokenMismatch, _) => {
                 // What the token stands for is not shown yet, or is gone for good.
                 let since = *self.mismatched_since.entry(subject.clone()).or_insert(now);
                 if since + VISIBLE_WITHIN < now {
                     self.mismatched_since.remove(&subject);
-                    *self.generations.entry(subject.clone()).or_default() += 1;
+                    self.use_up_token(subject.clone(), now);
                 }
                 self.unsure.insert(subject, tick);
             }
         }
     }
 
-    /// What EC2 does not know may be too young to be known; else it is gone, and so is its
-    /// client token.
-    fn unsure_or_gone(&mut self, action: &Action, tick: Tick, now: Instant) {
-        let subject = action.subject();
-        let id = match (&subject, &self.observed.trunk) {
-            (Subject::Branch(id), _) => id.as_str().to_owned(),
-            (Subject::Trunk, Some(trunk)) => trunk.id.as_str().to_owned(),
-            _ => String::new(),
-        };
-        self.unsure.insert(subject.clone(), tick);
-        if self.is_young(&id, now) {
-            return;
-        }
-        match subject {
-            Subject::Branch(id) => self.lose_branch(&id),
-            Subject::Trunk => self.lose_trunk(),
-            Subject::Pod(_) => {}
-        }
-    }
-
-    fn lose_branch(&mut self, id: &BranchId) {
-        if let Some(pod) = self
-            .observed
-            .branches
-            .get(id)
-            .and_then(|it| it.claimed_by.clone())
-        {
-            *self.generations.entry(Subject::Pod(pod)).or_default() += 1;
+    fn lose_branch(&mut self, id: &BranchId, now: Instant) {
+        let branch = self.observed.branches.get(id);
+        if let Some(pod) = branch.and_then(|branch| branch.claimed_by.clone()) {
+            self.use_up_token(Subject::Pod(pod), now);
         }
         self.forget_branch(id);
     }
 
-    fn lose_trunk(&mut self) {
+    fn lose_trunk(&mut self, now: Instant) {
         if self.observed.trunk.take().is_some() {
-            *self.generations.entry(Subject::Trunk).or_default() += 1;
+            self.use_up_token(Subject::Trunk, now);
         }
+    }
+
+    fn use_up_token(&mut self, subject: Subject, now: Instant) {
+        let (count, since) = self.generations.entry(subject).or_insert((0, now));
+        *count += 1;
+        *since = now;
     }
 
     fn is_young(&self, id: &str, now: Instant) -> bool {
@@ -370,10 +398,11 @@ impl NodeState {
             .is_some_and(|at| *at + VISIBLE_WITHIN > now)
     }
 
-    fn end(&mut self, action: &Action, tick: Tick) {
+    fn end(&mut self, action: &Action, tick: Tick, now: Instant) {
         let subject = action.subject();
         if let Action::CreateBranch { pod, .. } = action {
             self.observed.creating.remove(pod);
+            self.reserved_at.insert(pod.clone(), now);
         }
         self.in_flight.remove(&subject);
         self.touched.insert(subject, tick);
@@ -400,6 +429,11 @@ impl NodeState {
         begun: Tick,
         now: Instant,
     ) {
+        // One that ends after a later one has nothing new to say.
+        if begun < self.observed_at {
+            return;
+        }
+        self.observed_at = begun;
         self.observe_trunk(found.trunks, begun, now);
 
         let found: BTreeMap<BranchId, Interface> = found
@@ -414,7 +448,7 @@ impl NodeState {
                 && self.counts(&Subject::Branch(id.clone()), begun)
                 && !self.is_young(id.as_str(), now)
             {
-                self.lose_branch(&id);
+                self.lose_branch(&id, now);
             }
         }
         for (id, interface) in found {
@@ -439,12 +473,15 @@ impl NodeState {
         trunks.sort_by_key(|interface| (interface.attachment.is_none(), interface.id.clone()));
         let mut trunks = trunks.into_iter();
         match trunks.next() {
-            Some(interface) => self.observed.trunk = Some(trunk(&interface)),
+            Some(interface) => {
+                self.mismatched_since.remove(&Subject::Trunk);
+                self.observed.trunk = Some(trunk(&interface));
+            }
             None => {
                 let current = self.observed.trunk.as_ref();
                 let young = current.is_some_and(|it| self.is_young(it.id.as_str(), now));
                 if !young {
-                    self.lose_trunk();
+                    self.lose_trunk(now);
                 }
             }
         }
@@ -487,8 +524,11 @@ impl NodeState {
             claimed_by: known.map_or(claimed_by.clone(), |branch| branch.claimed_by.clone()),
             idle_since: known.and_then(|branch| branch.idle_since),
             confirmed_idle: known.is_some_and(|branch| branch.confirmed_idle),
+            leaving: known.is_some_and(|branch| branch.leaving),
         };
-        if let Some(pod) = &claimed_by {
+        // What was known before is not what the reservation is for.
+        if let (None, Some(pod)) = (known, &claimed_by) {
+            self.mismatched_since.remove(&Subject::Pod(pod.clone()));
             self.forget_reservation(pod);
         }
         self.facts.insert(id.clone(), facts(interface));

@@ -349,7 +349,8 @@ impl Worker {
             work.retries
                 .remove(&Who::Subject(instance.to_owned(), subject));
         }
-        let plan = node_work.state.plan(&desired.node, held, now);
+        let tick = work.next_tick();
+        let plan = node_work.state.plan(&desired.node, held, tick, now);
         if let Some(at) = plan.wake_at {
             work.wakes.insert((at, instance.to_owned()));
         }
