@@ -1,6 +1,7 @@
 //! Carries out single actions: the calls to EC2 and to the API server.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -275,7 +276,7 @@ impl Calls {
                 trunk,
                 vlan,
             } => {
-                let association = self.associate(branch, trunk, *vlan, known.generation);
+                let association = self.associate(branch, trunk, *vlan);
                 let association = association.await;
                 let id = association.map_err(|error| CallError::of_ec2(error, instance))?;
                 Ok(Effect::Associated(AssociationId::from(id.as_str())).into())
@@ -310,7 +311,7 @@ impl Calls {
                 Ok(Effect::Done.into())
             }
             Action::DeleteBranch(branch) => {
-                // What EC2 does not know may be too young to be known.
+                // One that EC2 does not know may be too young, which the state can tell.
                 let deleted = self.ec2.delete_interface(branch.as_str().to_owned());
                 deleted.await.map_err(of_ec2)?;
                 Ok(Effect::Done.into())
@@ -544,13 +545,15 @@ impl Calls {
         branch: &BranchId,
         trunk: &TrunkId,
         vlan: VlanId,
-        generation: u32,
     ) -> Result<String, Ec2Error> {
+        // Whether an earlier call took effect, EC2's list says. A token that came again would
+        // get the first answer again, even when that association has ended since.
+        let unique = RandomState::new().hash_one(branch.as_str());
         let association = NewAssociation {
             trunk_id: trunk.as_str().to_owned(),
             branch_id: branch.as_str().to_owned(),
             vlan: vlan.number(),
-            client_token: token("association", branch.as_str(), generation),
+            client_token: format!("association-{}-{unique:016x}", branch.as_str()),
         };
         self.ec2.associate(association).await
     }
@@ -651,7 +654,11 @@ impl Calls {
             .known_association(branch, association)
             .await
             .map_err(of_ec2)?;
-        let association = association.ok_or_else(|| missing("the association"))?;
+        // It looked associated, and is not any more: what there is has to be seen.
+        let association = association.ok_or_else(|| CallError {
+            failed: Failed::Unsure,
+            ..missing("the association")
+        })?;
         let subnet = self.subnet(&known.facts.subnet_id).await.map_err(of_ec2)?;
         let facts = known.facts.clone();
         let interface = PodEni {

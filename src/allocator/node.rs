@@ -122,6 +122,8 @@ pub struct Branch {
     pub idle_since: Option<Instant>,
     /// Since it was idle, the API server has confirmed that no pod on the node uses it.
     pub confirmed_idle: bool,
+    /// A call that removes it was made. It may take effect late, so nobody gets it any more.
+    pub leaving: bool,
 }
 
 /// What an action is about.
@@ -145,7 +147,8 @@ pub(super) struct Owners<'a> {
 impl ObservedNode {
     /// The owner of each branch that has one: the pod whose annotation names it, or else the
     /// pod that claims it and has no other. Of several that one pod claims, after a creation
-    /// whose answer was lost, the one that has come furthest counts.
+    /// whose answer was lost, the one that has come furthest counts; one that can't come
+    /// further, because its VLAN id is another's by now, is nobody's.
     pub(super) fn owners<'a>(&'a self, desired: &'a DesiredNode) -> Owners<'a> {
         let mut owners = Owners {
             by_branch: BTreeMap::new(),
@@ -157,16 +160,23 @@ impl ObservedNode {
                 owners.by_pod.insert(uid, id);
             }
         }
-        let (associated, others): (Vec<_>, Vec<_>) = self
-            .branches
+        let (placed, others): (Vec<_>, Vec<_>) = self.branches.iter().partition(|(id, branch)| {
+            branch.association.is_some() || owners.by_branch.contains_key(id)
+        });
+        let mut vlans: BTreeSet<VlanId> = placed.iter().map(|(_, branch)| branch.vlan).collect();
+        let is_placed = placed
             .iter()
-            .partition(|(_, branch)| branch.association.is_some());
-        for (id, branch) in associated.into_iter().chain(others) {
+            .map(|_| true)
+            .chain(others.iter().map(|_| false));
+        for ((id, branch), is_placed) in placed.iter().chain(&others).zip(is_placed) {
             let claim = branch.claimed_by.as_ref();
             let Some((uid, _)) = claim.and_then(|uid| desired.pods.get_key_value(uid)) else {
                 continue;
             };
-            if !owners.by_branch.contains_key(id) && !owners.by_pod.contains_key(uid) {
+            if !owners.by_branch.contains_key(id)
+                && !owners.by_pod.contains_key(uid)
+                && (is_placed || vlans.insert(branch.vlan))
+            {
                 owners.by_branch.insert(id, uid);
                 owners.by_pod.insert(uid, id);
             }

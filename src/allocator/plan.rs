@@ -209,9 +209,6 @@ impl<'a> Planning<'a> {
         }
         if branch.association.is_none() {
             let trunk = self.attached_trunk()?.clone();
-            if pod.annotated.is_none() && self.is_vlan_taken(id, branch) {
-                return Some(Action::DeleteBranch(id.clone()));
-            }
             return Some(Action::Associate {
                 branch: id.clone(),
                 trunk,
@@ -221,16 +218,6 @@ impl<'a> Planning<'a> {
         pod.annotated.is_none().then(|| Action::Annotate {
             pod: uid.clone(),
             branch: id.clone(),
-        })
-    }
-
-    /// Whether another branch has the VLAN id. That happens when EC2 shows late what an earlier
-    /// process has made; the one that has come further keeps the id.
-    fn is_vlan_taken(&self, id: &BranchId, branch: &Branch) -> bool {
-        let mut others = self.observed.branches.iter();
-        others.any(|(other_id, other)| {
-            let is_first = other.association.is_some() || other_id < id;
-            other_id != id && other.vlan == branch.vlan && is_first
         })
     }
 
@@ -259,7 +246,7 @@ impl<'a> Planning<'a> {
                 self.wake(cool_at);
                 continue;
             }
-            if node_stays && branch.association.is_some() {
+            if node_stays && branch.association.is_some() && !branch.leaving {
                 reusable.push((id, branch));
             } else {
                 self.remove(id, branch);
@@ -323,8 +310,23 @@ impl<'a> Planning<'a> {
                 });
             }
         }
-        for (id, branch) in idle.into_iter().skip(desired.warm_limit) {
+        let kept = desired.warm_limit.min(self.room_for_warm(idle.len()));
+        for (id, branch) in idle.into_iter().skip(kept) {
             self.remove(id, branch);
+        }
+    }
+
+    /// How many idle branches may stay on the trunk without keeping a pod's branch off it.
+    fn room_for_warm(&self, idle: usize) -> usize {
+        let branches = &self.observed.branches;
+        let mut owned = self
+            .owners
+            .by_branch
+            .keys()
+            .filter_map(|id| branches.get(id));
+        match owned.any(|branch| branch.association.is_none()) {
+            true => (self.desired.branch_limit + idle).saturating_sub(branches.len()),
+            false => idle,
         }
     }
 }

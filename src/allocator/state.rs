@@ -20,10 +20,15 @@ use crate::ec2::calls::{Interface, InterfaceKind};
 
 /// How long EC2 may take to show what it has made (Amazon EC2 API Reference, "Eventual
 /// consistency", which names no bound).
-const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A moment in the order of calls and observations of this process.
 pub type Tick = u64;
+
+/// How long EC2 may remember a client token. Ours are about pods, which seldom come back after
+/// they have been gone for a while; one that does meets its old token, and waits until it is
+/// clear what that stands for.
+const TOKEN_REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
 /// An instance's interfaces, as far as they are ours.
 #[derive(Debug, Default)]
@@ -39,12 +44,15 @@ pub struct NodeState {
     unsure: BTreeMap<Subject, Tick>,
     /// When a call about a subject began or ended last.
     touched: BTreeMap<Subject, Tick>,
-    /// Interfaces and associations that this process made, and when.
+    /// When the observation began that was taken over last.
+    observed_at: Tick,
+    /// Interfaces that this process made, and when.
     made_at: BTreeMap<String, Instant>,
     /// When a reserved VLAN id was asked for.
     reserved_at: BTreeMap<PodUid, Instant>,
-    /// How many client tokens were used up by interfaces and associations that are gone.
-    generations: BTreeMap<Subject, u32>,
+    /// How many client tokens were used up by interfaces that are gone or are to go, and when
+    /// that was last.
+    generations: BTreeMap<Subject, (u32, Instant)>,
     /// Since when EC2 says that a token stands for other parameters.
     mismatched_since: BTreeMap<Subject, Instant>,
 }
@@ -84,7 +92,7 @@ pub enum Effect {
 pub enum Failed {
     /// EC2 may or may not have done it.
     Unsure,
-    /// What the call was about is not in EC2.
+    /// Something that the call was about is not in EC2, or not yet.
     Gone,
     /// The client token stands for other parameters.
     TokenMismatch,
@@ -142,7 +150,7 @@ impl NodeState {
     /// The part of a client token that tells apart what was made for one subject: interfaces
     /// that are gone for good keep their tokens for themselves.
     pub fn generation(&self, subject: &Subject) -> u32 {
-        self.generations.get(subject).copied().unwrap_or(0)
+        self.generations.get(subject).map_or(0, |(count, _)| *count)
     }
 
     /// What has failed and is not wanted any more: its pod or branch is gone.
@@ -164,20 +172,21 @@ impl NodeState {
         settled
     }
 
-    /// Plans the next actions. `held` are subjects that wait for something else.
+    /// Plans the next actions. `held` are subjects that wait for something else; `tick` is no
+    /// later than any observation that begins after.
     pub fn plan(
         &mut self,
         desired: &DesiredNode,
         held: impl IntoIterator<Item = Subject>,
+        tick: Tick,
         now: Instant,
     ) -> Plan {
-        let reservations_end = self.expire_reservations(desired, now);
+        let next_expiry = self.expire(desired, tick, now);
         self.observed.busy = self.in_flight.clone();
         self.observed.busy.extend(self.unsure.keys().cloned());
         self.observed.busy.extend(held);
         self.observed.note_idle(desired, now);
         let mut plan = plan(desired, &self.observed, now);
-        plan.wake_at = plan.wake_at.into_iter().chain(reservations_end).min();
         let trunk_rests = !self.observed.busy.contains(&Subject::Trunk)
             && !plan
                 .actions
@@ -189,32 +198,47 @@ impl NodeState {
         {
             plan.actions.push(Action::DeleteTrunk(surplus.clone()));
         }
+        plan.wake_at = plan.wake_at.into_iter().chain(next_expiry).min();
         plan
     }
 
-    /// A pod that is gone needs its VLAN id no more, once its branch would be seen: then it is
-    /// looked for a last time. Says when that is the case next.
-    fn expire_reservations(&mut self, desired: &DesiredNode, now: Instant) -> Option<Instant> {
-        let (reserved_at, unsure) = (&self.reserved_at, &mut self.unsure);
-        let mut next = None;
+    /// A pod that is gone, or has a branch from elsewhere, needs its reserved VLAN id no more
+    /// once what was asked for would be seen and is not. Pods that are gone need no generation.
+    /// Says when the next reservation ends.
+    fn expire(&mut self, desired: &DesiredNode, tick: Tick, now: Instant) -> Option<Instant> {
+        let owners = self.observed.owners(desired);
+        let waits =
+            |uid: &PodUid| desired.pods.contains_key(uid) && !owners.by_pod.contains_key(uid);
+        let overdue = self
+            .reserved_at
+            .extract_if(.., |uid, at| !waits(uid) && *at + VISIBLE_WITHIN <= now);
+        for (uid, _) in overdue {
+            self.unsure.insert(Subject::Pod(uid), tick);
+        }
+        let unneeded = self.reserved_at.iter().filter(|(uid, _)| !waits(uid));
+        let next = unneeded.map(|(_, at)| *at + VISIBLE_WITHIN).min();
+        let (reserved_at, in_flight, unsure) = (&self.reserved_at, &self.in_flight, &self.unsure);
+        let waiting: BTreeSet<PodUid> = self
+            .observed
+            .reserved
+            .keys()
+            .filter(|uid| waits(uid))
+            .cloned()
+            .collect();
         self.observed.reserved.retain(|uid, _| {
-            if desired.pods.contains_key(uid) {
-                return true;
-            }
-            match reserved_at.get(uid).map(|at| *at + VISIBLE_WITHIN) {
-                Some(end) if end > now => {
-                    next = next.into_iter().chain([end]).min();
-                    true
-                }
-                _ => {
-                    unsure.insert(Subject::Pod(uid.clone()), 0);
-                    next = Some(now);
-                    false
-                }
-            }
+            let subject = Subject::Pod(uid.clone());
+            waiting.contains(uid)
+                || reserved_at.contains_key(uid)
+                || in_flight.contains(&subject)
+                || unsure.contains_key(&subject)
         });
-        let reserved = &self.observed.reserved;
-        self.reserved_at.retain(|uid, _| reserved.contains_key(uid));
+        self.generations
+            .retain(|subject, (_, since)| match subject {
+                Subject::Pod(uid) => {
+                    desired.pods.contains_key(uid) || *since + TOKEN_REMEMBERED > now
+                }
+                _ => true,
+            });
         next
     }
 
@@ -232,19 +256,28 @@ impl NodeState {
             // From now on, so that nobody else gets it while the groups change.
             branch.claimed_by = Some(pod.clone());
         }
+        if let Action::Disassociate { branch, .. } | Action::DeleteBranch(branch) = action
+            && let Some(branch) = self.observed.branches.get_mut(branch)
+        {
+            branch.leaving = true;
+            if let Some(pod) = branch.claimed_by.take() {
+                self.use_up_token(Subject::Pod(pod), now);
+            }
+        }
         self.touched.insert(subject.clone(), tick);
         self.in_flight.insert(subject);
     }
 
     /// A call has ended well.
     pub fn succeed(&mut self, action: &Action, effect: Effect, tick: Tick, now: Instant) {
-        self.end(action, tick);
+        self.end(action, tick, now);
         let subject = action.subject();
         self.observed.retry_at.remove(&subject);
         let observed = &mut self.observed;
         match (action, effect) {
             (Action::CreateTrunk { .. }, Effect::TrunkCreated(interface)) => {
                 self.made_at.insert(interface.id.clone(), now);
+                self.mismatched_since.remove(&subject);
                 observed.trunk = Some(trunk(&interface));
             }
             (Action::AttachTrunk(id), _) => with_trunk(observed, id, |it| it.attached = true),
@@ -254,8 +287,7 @@ impl NodeState {
             (Action::DeleteTrunk(id), _) => {
                 self.surplus_trunks.remove(id);
                 if observed.trunk.as_ref().is_some_and(|trunk| trunk.id == *id) {
-                    observed.trunk = None;
-                    *self.generations.entry(Subject::Trunk).or_default() += 1;
+                    self.lose_trunk(now);
                 }
             }
             (
@@ -278,14 +310,12 @@ impl NodeState {
                     claimed_by: Some(pod.clone()),
                     idle_since: None,
                     confirmed_idle: false,
+                    leaving: false,
                 };
                 self.facts.insert(id.clone(), facts(&interface));
                 self.observed.branches.insert(id, branch);
             }
             (Action::Associate { branch, .. }, Effect::Associated(association)) => {
-                // EC2 gives the same answer again to the same token.
-                let made_at = self.made_at.entry(association.as_str().to_owned());
-                made_at.or_insert(now);
                 with_branch(observed, branch, |it| it.association = Some(association));
             }
             (Action::SetGroups { branch, group_ids }, _)
@@ -308,14 +338,7 @@ impl NodeState {
             (Action::Disassociate { branch, .. }, _) => {
                 with_branch(observed, branch, |it| it.association = None);
             }
-            (Action::DeleteBranch(id), _) => {
-                let branch = observed.branches.get(id);
-                match branch.is_some_and(|branch| branch.idle_since.is_none()) {
-                    // Its pod gets another.
-                    true => self.lose_branch(id),
-                    false => self.forget_branch(id),
-                }
-            }
+            (Action::DeleteBranch(branch), _) => self.forget_branch(branch),
             _ => {}
         }
     }
@@ -329,63 +352,49 @@ impl NodeState {
         tick: Tick,
         now: Instant,
     ) {
-        self.end(action, tick);
+        self.end(action, tick, now);
         let subject = action.subject();
         self.observed.retry_at.insert(subject.clone(), retry_at);
-        match failed {
-            Failed::Elsewhere => {}
-            Failed::Unsure => {
+        match (failed, action) {
+            (Failed::Elsewhere, _) => {}
+            // What is too young to be known to EC2 would come back.
+            (Failed::Gone, Action::DeleteBranch(id)) if !self.is_young(id.as_str(), now) => {
+                self.forget_branch(id);
+            }
+            // Whether it is the branch or the trunk that is gone, or too young, will be seen.
+            (Failed::Unsure | Failed::Gone, _) => {
                 self.unsure.insert(subject, tick);
             }
-            Failed::Gone => self.unsure_or_gone(action, tick, now),
-            Failed::TokenMismatch => {
+            (Failed::TokenMismatch, _) => {
                 // What the token stands for is not shown yet, or is gone for good.
                 let since = *self.mismatched_since.entry(subject.clone()).or_insert(now);
                 if since + VISIBLE_WITHIN < now {
                     self.mismatched_since.remove(&subject);
-                    *self.generations.entry(subject.clone()).or_default() += 1;
+                    self.use_up_token(subject.clone(), now);
                 }
                 self.unsure.insert(subject, tick);
             }
         }
     }
 
-    /// What EC2 does not know may be too young to be known; else it is gone, and so is its
-    /// client token.
-    fn unsure_or_gone(&mut self, action: &Action, tick: Tick, now: Instant) {
-        let subject = action.subject();
-        let id = match (&subject, &self.observed.trunk) {
-            (Subject::Branch(id), _) => id.as_str().to_owned(),
-            (Subject::Trunk, Some(trunk)) => trunk.id.as_str().to_owned(),
-            _ => String::new(),
-        };
-        self.unsure.insert(subject.clone(), tick);
-        if self.is_young(&id, now) {
-            return;
-        }
-        match subject {
-            Subject::Branch(id) => self.lose_branch(&id),
-            Subject::Trunk => self.lose_trunk(),
-            Subject::Pod(_) => {}
-        }
-    }
-
-    fn lose_branch(&mut self, id: &BranchId) {
-        if let Some(pod) = self
-            .observed
-            .branches
-            .get(id)
-            .and_then(|it| it.claimed_by.clone())
-        {
-            *self.generations.entry(Subject::Pod(pod)).or_default() += 1;
+    fn lose_branch(&mut self, id: &BranchId, now: Instant) {
+        let branch = self.observed.branches.get(id);
+        if let Some(pod) = branch.and_then(|branch| branch.claimed_by.clone()) {
+            self.use_up_token(Subject::Pod(pod), now);
         }
         self.forget_branch(id);
     }
 
-    fn lose_trunk(&mut self) {
+    fn lose_trunk(&mut self, now: Instant) {
         if self.observed.trunk.take().is_some() {
-            *self.generations.entry(Subject::Trunk).or_default() += 1;
+            self.use_up_token(Subject::Trunk, now);
         }
+    }
+
+    fn use_up_token(&mut self, subject: Subject, now: Instant) {
+        let (count, since) = self.generations.entry(subject).or_insert((0, now));
+        *count += 1;
+        *since = now;
     }
 
     fn is_young(&self, id: &str, now: Instant) -> bool {
@@ -394,10 +403,11 @@ impl NodeState {
             .is_some_and(|at| *at + VISIBLE_WITHIN > now)
     }
 
-    fn end(&mut self, action: &Action, tick: Tick) {
+    fn end(&mut self, action: &Action, tick: Tick, now: Instant) {
         let subject = action.subject();
         if let Action::CreateBranch { pod, .. } = action {
             self.observed.creating.remove(pod);
+            self.reserved_at.insert(pod.clone(), now);
         }
         self.in_flight.remove(&subject);
         self.touched.insert(subject, tick);
@@ -409,15 +419,10 @@ impl NodeState {
     }
 
     fn forget_branch(&mut self, id: &BranchId) {
-        let branch = self.observed.branches.remove(id);
-        if let Some(association) = branch.and_then(|branch| branch.association) {
-            self.made_at.remove(association.as_str());
-        }
+        self.observed.branches.remove(id);
         self.facts.remove(id);
         self.made_at.remove(id.as_str());
-        let subject = Subject::Branch(id.clone());
-        self.unsure.remove(&subject);
-        self.generations.remove(&subject);
+        self.unsure.remove(&Subject::Branch(id.clone()));
     }
 
     /// Takes over what EC2 has shown to an observation that began at `begun`, with the
@@ -429,6 +434,11 @@ impl NodeState {
         begun: Tick,
         now: Instant,
     ) {
+        // One that ends after a later one has nothing new to say.
+        if begun < self.observed_at {
+            return;
+        }
+        self.observed_at = begun;
         self.observe_trunk(found.trunks, begun, now);
 
         let found: BTreeMap<BranchId, Interface> = found
@@ -443,12 +453,12 @@ impl NodeState {
                 && self.counts(&Subject::Branch(id.clone()), begun)
                 && !self.is_young(id.as_str(), now)
             {
-                self.lose_branch(&id);
+                self.lose_branch(&id, now);
             }
         }
         for (id, interface) in found {
             if self.counts(&Subject::Branch(id.clone()), begun) {
-                self.observe_branch(id, &interface, annotated, begun, now);
+                self.observe_branch(id, &interface, annotated, begun);
             }
         }
         self.unsure.retain(|_, tick| *tick > begun);
@@ -468,12 +478,15 @@ impl NodeState {
         trunks.sort_by_key(|interface| (interface.attachment.is_none(), interface.id.clone()));
         let mut trunks = trunks.into_iter();
         match trunks.next() {
-            Some(interface) => self.observed.trunk = Some(trunk(&interface)),
+            Some(interface) => {
+                self.mismatched_since.remove(&Subject::Trunk);
+                self.observed.trunk = Some(trunk(&interface));
+            }
             None => {
                 let current = self.observed.trunk.as_ref();
                 let young = current.is_some_and(|it| self.is_young(it.id.as_str(), now));
                 if !young {
-                    self.lose_trunk();
+                    self.lose_trunk(now);
                 }
             }
         }
@@ -486,7 +499,6 @@ impl NodeState {
         interface: &Interface,
         annotated: &BTreeMap<BranchId, AssociationId>,
         begun: Tick,
-        now: Instant,
     ) {
         let claimed_by = interface
             .tags
@@ -499,9 +511,6 @@ impl NodeState {
             // The call that makes it is on its way and will tell.
             return;
         }
-        let associated = known.and_then(|branch| branch.association.as_ref());
-        let somebody_ended_it =
-            associated.is_some_and(|id| !interface.in_use && !self.is_young(id.as_str(), now));
         let association = interface.in_use.then(|| {
             let known = known.and_then(|branch| branch.association.clone());
             known
@@ -520,13 +529,12 @@ impl NodeState {
             claimed_by: known.map_or(claimed_by.clone(), |branch| branch.claimed_by.clone()),
             idle_since: known.and_then(|branch| branch.idle_since),
             confirmed_idle: known.is_some_and(|branch| branch.confirmed_idle),
+            leaving: known.is_some_and(|branch| branch.leaving),
         };
-        if let Some(pod) = &claimed_by {
+        // What was known before is not what the reservation is for.
+        if let (None, Some(pod)) = (known, &claimed_by) {
+            self.mismatched_since.remove(&Subject::Pod(pod.clone()));
             self.forget_reservation(pod);
-        }
-        if somebody_ended_it {
-            let subject = Subject::Branch(id.clone());
-            *self.generations.entry(subject).or_default() += 1;
         }
         self.facts.insert(id.clone(), facts(interface));
         self.observed.branches.insert(id, branch);
@@ -566,154 +574,5 @@ fn with_trunk(observed: &mut ObservedNode, id: &TrunkId, change: impl FnOnce(&mu
 fn with_branch(observed: &mut ObservedNode, id: &BranchId, change: impl FnOnce(&mut Branch)) {
     if let Some(branch) = observed.branches.get_mut(id) {
         change(branch);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::allocator::DesiredPod;
-
-    fn at(seconds: u64) -> Instant {
-        static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-        *BEGIN + Duration::from_secs(seconds)
-    }
-
-    fn branch(id: &str, pod: &str, vlan: u16, in_use: bool) -> Interface {
-        let tags = [
-            (TAG_POD_UID, pod.to_owned()),
-            (TAG_VLAN_ID, vlan.to_string()),
-        ];
-        Interface {
-            id: id.to_owned(),
-            kind: InterfaceKind::Other,
-            description: BRANCH_DESCRIPTION.to_owned(),
-            in_use,
-            mac_address: String::new(),
-            private_ip: String::new(),
-            ipv6_address: None,
-            subnet_id: String::new(),
-            vpc_id: String::new(),
-            group_ids: Vec::new(),
-            attachment: None,
-            tags: tags.map(|(key, value)| (key.to_owned(), value)).into(),
-        }
-    }
-
-    /// A state with an attached trunk and these branches.
-    fn state(branches: &[Interface]) -> NodeState {
-        let mut state = NodeState::default();
-        state.observed.trunk = Some(Trunk {
-            id: TrunkId::from("trunk"),
-            attached: true,
-            group_ids: Vec::new(),
-        });
-        observe(&mut state, branches, 1, 0);
-        state
-    }
-
-    fn observe(state: &mut NodeState, branches: &[Interface], begun: Tick, seconds: u64) {
-        let found = Found {
-            trunks: Vec::new(),
-            branches: branches.to_vec(),
-        };
-        // Only branches are looked at here.
-        let trunk = state.observed.trunk.clone();
-        state.observe(found, &BTreeMap::new(), begun, at(seconds));
-        state.observed.trunk = trunk;
-    }
-
-    fn desired(pods: &[&str]) -> DesiredNode {
-        let pod = |(arrival, uid): (usize, &&str)| {
-            let pod = DesiredPod {
-                group_ids: Vec::new(),
-                annotated: None,
-                arrival: arrival as u64,
-            };
-            (PodUid::from(*uid), pod)
-        };
-        DesiredNode {
-            trunk_groups: Some(Vec::new()),
-            branch_limit: 9,
-            pods: pods.iter().enumerate().map(pod).collect(),
-            cooldown: Duration::from_secs(30),
-            warm_limit: 0,
-        }
-    }
-
-    fn plan_at(state: &mut NodeState, pods: &[&str], seconds: u64) -> Plan {
-        state.plan(&desired(pods), [], at(seconds))
-    }
-
-    #[test]
-    fn branch_whose_vlan_id_another_has_makes_room_and_its_pod_gets_another() {
-        let shown_late = [
-            branch("eni-1", "a", 3, false),
-            branch("eni-2", "b", 3, false),
-            branch("eni-3", "c", 4, true),
-            branch("eni-4", "d", 4, false),
-        ];
-        let mut state = state(&shown_late);
-        let actions = plan_at(&mut state, &["a", "b", "c", "d"], 0).actions;
-        let delete = |id: &str| Action::DeleteBranch(BranchId::from(id));
-        let deleted: Vec<_> = actions
-            .iter()
-            .filter(|action| matches!(action, Action::DeleteBranch(_)))
-            .collect();
-        assert_eq!(deleted, [&delete("eni-2"), &delete("eni-4")]);
-
-        state.begin(&delete("eni-2"), 2, at(0));
-        state.succeed(&delete("eni-2"), Effect::Done, 3, at(0));
-        let pod = Subject::Pod(PodUid::from("b"));
-        assert_eq!(state.generation(&pod), 1, "the old token is used up");
-        let actions = plan_at(&mut state, &["a", "b", "c", "d"], 0).actions;
-        let created = actions.iter().find_map(|action| match action {
-            Action::CreateBranch { pod, vlan, .. } => Some((pod.as_str(), vlan.number())),
-            _ => None,
-        });
-        assert_eq!(created, Some(("b", 1)));
-    }
-
-    #[test]
-    fn what_a_pod_that_is_gone_may_have_got_is_looked_for_once_it_must_show() {
-        let mut state = state(&[]);
-        let [create] = &plan_at(&mut state, &["a"], 0).actions[..] else {
-            panic!("one pod waits");
-        };
-        state.begin(create, 2, at(0));
-        state.fail(create, Failed::Unsure, at(1), 3, at(0));
-        observe(&mut state, &[], 4, 1);
-        assert!(!state.needs_observation());
-
-        assert_eq!(plan_at(&mut state, &[], 1).wake_at, Some(at(30)));
-        assert!(!state.needs_observation() && !state.is_empty());
-        assert_eq!(plan_at(&mut state, &[], 30).wake_at, Some(at(30)));
-        assert!(state.needs_observation());
-        observe(&mut state, &[branch("eni-1", "a", 1, false)], 5, 31);
-        let actions = plan_at(&mut state, &[], 31).actions;
-        assert_eq!(actions, [Action::ConfirmIdle(BranchId::from("eni-1"))]);
-    }
-
-    #[test]
-    fn association_that_somebody_has_ended_is_made_anew_under_another_token() {
-        let mut state = state(&[branch("eni-1", "a", 1, false)]);
-        let [associate] = &plan_at(&mut state, &["a"], 0).actions[..] else {
-            panic!("one branch waits");
-        };
-        let subject = associate.subject();
-        let made = || Effect::Associated(AssociationId::from("association-1"));
-        state.begin(associate, 2, at(0));
-        state.succeed(associate, made(), 3, at(0));
-
-        // EC2 may still have to show it: the same token brings the same answer.
-        observe(&mut state, &[branch("eni-1", "a", 1, false)], 4, 10);
-        assert_eq!(plan_at(&mut state, &["a"], 10).actions, [associate.clone()]);
-        assert_eq!(state.generation(&subject), 0);
-        state.begin(associate, 5, at(10));
-        state.succeed(associate, made(), 6, at(10));
-
-        observe(&mut state, &[branch("eni-1", "a", 1, false)], 7, 31);
-        assert_eq!(plan_at(&mut state, &["a"], 31).actions, [associate.clone()]);
-        assert_eq!(state.generation(&subject), 1);
     }
 }

@@ -355,7 +355,8 @@ impl Worker {
             work.retries
                 .remove(&Who::Subject(instance.to_owned(), subject));
         }
-        let plan = node_work.state.plan(&desired.node, held, now);
+        let tick = work.next_tick();
+        let plan = node_work.state.plan(&desired.node, held, tick, now);
         if let Some(at) = plan.wake_at {
             work.wakes.insert((at, instance.to_owned()));
         }
@@ -376,6 +377,8 @@ impl Worker {
             node_work.state.begin(&action, tick, now);
             self.start(work, instance, action, known);
         }
+        // What has been planned may have found something that is to be looked for.
+        self.observe_one(work, instance, node_work, now);
         if !idle.is_empty() {
             let name = node.as_ref().map(|node| node.name().to_owned());
             let (calls, instance) = (self.calls.clone(), instance.to_owned());
