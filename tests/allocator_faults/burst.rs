@@ -94,6 +94,21 @@ impl Scene<'_> {
         }
     }
 
+    /// Checks that a burst was served in time. A machine that is busy with other things is slow
+    /// without any trouble in EC2 too, and then so much more time is in order. Gives how many
+    /// pods have come and gone to find that out.
+    pub async fn assert_in_time(&self, took: Duration, limit: Duration, number: usize) -> usize {
+        if took < limit {
+            return 0;
+        }
+        self.burst("ordinary", number).await;
+        let ordinary = self.until_annotated("ordinary", number).await;
+        println!("{took:?} is beyond {limit:?}; without trouble it takes {ordinary:?}");
+        assert!(took < limit + ordinary, "{took:?}, ordinarily {ordinary:?}");
+        self.delete_burst("ordinary").await;
+        number
+    }
+
     /// Deletes the pods of a burst, and waits until they are gone.
     pub async fn delete_burst(&self, prefix: &str) {
         let names = self.burst_pods(prefix).await.into_iter();
