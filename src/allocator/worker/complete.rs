@@ -434,16 +434,27 @@ impl Worker {
         }
     }
 
-    /// Tells the pods of a node, or of all, that wait for nothing but to know what there is.
+    /// Tells the pods that wait on an instance, or on all, that it can't be seen what there is.
     fn tell_unobserved(&self, instance: Option<&str>, error: &CallError) {
+        let pods: Vec<(&PodUid, &PodEntry)> = match instance {
+            None => self.cluster.pods.iter().collect(),
+            Some(id) => {
+                let node = self.cluster.node_of(id).into_iter();
+                node.flat_map(|node| self.cluster.pods_on(node.name()))
+                    .collect()
+            }
+        };
         let word = format!("{}:{}", error.cause.call, error.code);
-        let node = instance.and_then(|id| self.cluster.node_of(id));
-        for (uid, pod) in &self.cluster.pods {
-            let is_here = instance.is_none()
-                || node.is_some_and(|node| node.name() == pod.object.node.as_str());
-            if is_here && pod.object.annotation == Annotation::Absent {
-                let note = failure(error, |_| Vec::new());
-                self.tell_pod(uid, pod, Reason::BranchAllocationFailed, &word, note);
+        let note = failure(error, |_| Vec::new());
+        for (uid, pod) in pods {
+            if pod.object.annotation == Annotation::Absent {
+                self.tell_pod(
+                    uid,
+                    pod,
+                    Reason::BranchAllocationFailed,
+                    &word,
+                    note.clone(),
+                );
             }
         }
     }
