@@ -8,7 +8,8 @@ use kube::api::{Api, DeleteParams, ListParams};
 use sgp::dev::nodes::SandboxNode;
 use sgp::ec2::simulator::{Fault, FaultOutcome, LoggedCall, Moment, Settings};
 
-use crate::stage::{PATIENCE, Scene, Stage, annotation, phase};
+use crate::stage::{PATIENCE, Scene, Stage, annotation, phase, requesting_interface};
+use serde_json::json;
 
 impl Scene<'_> {
     /// Creates so many pods, spread over the nodes.
@@ -21,7 +22,9 @@ impl Scene<'_> {
     pub async fn burst_on(&self, nodes: &[SandboxNode], prefix: &str, number: usize) {
         let pods = (0..number).map(|index| async move {
             let node = &nodes[index % nodes.len()];
-            self.pod(&format!("{prefix}-{index}"), node).await;
+            // By hand: on a busy machine the webhook may be left out.
+            let (name, spec) = (format!("{prefix}-{index}"), requesting_interface());
+            self.pod_with(&name, node, json!({}), spec).await;
         });
         futures::future::join_all(pods).await;
     }
