@@ -83,6 +83,7 @@ impl Worker {
             Done::Observed {
                 instance: None,
                 begun,
+                started: now,
                 result,
             }
         });
@@ -440,6 +441,7 @@ impl Worker {
             Done::Observed {
                 instance: Some(instance),
                 begun,
+                started: now,
                 result,
             }
         });
@@ -518,6 +520,7 @@ impl Worker {
     }
 
     fn start(&self, work: &mut Work, instance: &str, action: Action, known: Circumstances) {
+        let started = Instant::now();
         tracing::debug!(instance, ?action, "starting");
         let (calls, instance) = (self.calls.clone(), instance.to_owned());
         let leadership = self.leadership.clone();
@@ -530,6 +533,7 @@ impl Worker {
             Done::Carried {
                 instance,
                 action,
+                started,
                 result,
             }
         });
