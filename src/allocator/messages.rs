@@ -19,8 +19,8 @@ pub fn failure(error: &CallError, policies: impl Fn(&str) -> Vec<String>) -> Str
             "give the allocator's service account the rights of manifests/rbac.yaml".to_owned()
         }
         (ErrorClass::Forbidden, _) => format!(
-            "the allocator's role needs the managed policy {MANAGED_POLICY} or the statement \
-             in docs/allocator.md; it goes on by itself once it is granted"
+            "the allocator's role needs the managed policy {MANAGED_POLICY} and the statement \
+             in docs/allocator.md; it goes on by itself once they are granted"
         ),
         (ErrorClass::Full, "InsufficientFreeAddressesInSubnet") => format!(
             "{} has no free address: free some, or let an ENIConfig name another subnet",
@@ -104,8 +104,8 @@ mod tests {
                     "No.",
                 ),
                 "CreateNetworkInterface failed with UnauthorizedOperation: No; the allocator's \
-                 role needs the managed policy AmazonEKSVPCResourceController or the statement \
-                 in docs/allocator.md; it goes on by itself once it is granted",
+                 role needs the managed policy AmazonEKSVPCResourceController and the statement \
+                 in docs/allocator.md; it goes on by itself once they are granted",
             ),
             (
                 error("patch pod", ErrorClass::Forbidden, "Forbidden", "no"),

@@ -576,3 +576,100 @@ fn with_branch(observed: &mut ObservedNode, id: &BranchId, change: impl FnOnce(&
         change(branch);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allocator::DesiredPod;
+
+    fn at(seconds: u64) -> Instant {
+        static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        *BEGIN + Duration::from_secs(seconds)
+    }
+
+    fn branch(id: &str, pod: &str, vlan: u16, in_use: bool) -> Interface {
+        let tags = [
+            (TAG_POD_UID, pod.to_owned()),
+            (TAG_VLAN_ID, vlan.to_string()),
+        ];
+        Interface {
+            id: id.to_owned(),
+            kind: InterfaceKind::Other,
+            description: BRANCH_DESCRIPTION.to_owned(),
+            in_use,
+            mac_address: String::new(),
+            private_ip: String::new(),
+            ipv6_address: None,
+            subnet_id: String::new(),
+            vpc_id: String::new(),
+            group_ids: Vec::new(),
+            attachment: None,
+            tags: tags.map(|(key, value)| (key.to_owned(), value)).into(),
+        }
+    }
+
+    /// A state with an attached trunk and these branches.
+    fn state(branches: &[Interface]) -> NodeState {
+        let mut state = NodeState::default();
+        state.observed.trunk = Some(Trunk {
+            id: TrunkId::from("trunk"),
+            attached: true,
+            group_ids: Vec::new(),
+        });
+        observe(&mut state, branches, 1, 0);
+        state
+    }
+
+    fn observe(state: &mut NodeState, branches: &[Interface], begun: Tick, seconds: u64) {
+        let found = Found {
+            trunks: Vec::new(),
+            branches: branches.to_vec(),
+        };
+        // Only branches are looked at here.
+        let trunk = state.observed.trunk.clone();
+        state.observe(found, &BTreeMap::new(), begun, at(seconds));
+        state.observed.trunk = trunk;
+    }
+
+    fn desired(pods: &[&str]) -> DesiredNode {
+        let pod = |(arrival, uid): (usize, &&str)| {
+            let pod = DesiredPod {
+                group_ids: Vec::new(),
+                annotated: None,
+                arrival: arrival as u64,
+            };
+            (PodUid::from(*uid), pod)
+        };
+        DesiredNode {
+            trunk_groups: Some(Vec::new()),
+            branch_limit: 9,
+            pods: pods.iter().enumerate().map(pod).collect(),
+            cooldown: Duration::from_secs(30),
+            warm_limit: 0,
+        }
+    }
+
+    fn plan_at(state: &mut NodeState, pods: &[&str], seconds: u64) -> Plan {
+        state.plan(&desired(pods), [], 100, at(seconds))
+    }
+
+    #[test]
+    fn what_a_pod_that_is_gone_may_have_got_is_looked_for_once_it_must_show() {
+        let mut state = state(&[]);
+        let [create] = &plan_at(&mut state, &["a"], 0).actions[..] else {
+            panic!("one pod waits");
+        };
+        state.begin(create, 2, at(0));
+        state.fail(create, Failed::Unsure, at(1), 3, at(0));
+        observe(&mut state, &[], 4, 1);
+        assert!(!state.needs_observation());
+
+        assert_eq!(plan_at(&mut state, &[], 1).wake_at, Some(at(30)));
+        assert!(!state.needs_observation() && !state.is_empty());
+        plan_at(&mut state, &[], 30);
+        assert!(state.needs_observation());
+        observe(&mut state, &[branch("eni-1", "a", 1, false)], 101, 31);
+        let actions = plan_at(&mut state, &[], 31).actions;
+        assert_eq!(actions, [Action::ConfirmIdle(BranchId::from("eni-1"))]);
+    }
+}

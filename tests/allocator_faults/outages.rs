@@ -67,7 +67,7 @@ fn durations() -> Vec<Duration> {
 /// told; a trouble that shows in no answer is told of only when it lasts.
 async fn pods_come_through(troubles: &[Trouble], words: &[&str]) {
     let stage = Stage::start(Setting {
-        nodes: vec![NodeGroup::new("m5.2xlarge", 4)],
+        nodes: vec![NodeGroup::new("m5.4xlarge", 4)],
         // No pod gets what another has left.
         cooldown: Some(600),
         ..Setting::default()
@@ -75,7 +75,7 @@ async fn pods_come_through(troubles: &[Trouble], words: &[&str]) {
     .await;
     let scene = stage.scene().await;
     scene.policy("green", &[&stage.groups().green]).await;
-    let mut rounds = 0;
+    let mut gone = 0;
     for (index, trouble) in troubles.iter().enumerate() {
         for duration in durations() {
             let prefix = format!("pod-{index}-{}", duration.as_secs());
@@ -93,7 +93,7 @@ async fn pods_come_through(troubles: &[Trouble], words: &[&str]) {
 
             let took = scene.until_annotated(&prefix, PODS).await;
             println!("{trouble:?} for {duration:?}: all served {took:?} after its end");
-            assert!(took < RECOVERY, "{trouble:?} for {duration:?}: {took:?}");
+            gone += scene.assert_in_time(took, RECOVERY, PODS).await;
             let is_silent = matches!(trouble, Trouble::Fault(_, Failing::Hung));
             if !is_silent || duration > Duration::from_secs(10) {
                 all_were_told(&scene, &prefix, words).await;
@@ -101,9 +101,9 @@ async fn pods_come_through(troubles: &[Trouble], words: &[&str]) {
             scene.until_running(&prefix, PODS).await;
             // One for each pod that is gone, and no second one for anybody.
             let idle = stage.assert_consistent().await;
-            assert_eq!(idle.len(), rounds * PODS);
-            rounds += 1;
+            assert_eq!(idle.len(), gone);
             scene.delete_burst(&prefix).await;
+            gone += PODS;
         }
     }
 }
@@ -186,6 +186,7 @@ async fn slow_then_silent_then_ordinary_ec2() {
     scene.burst("slow", PODS).await;
     let took = scene.until_annotated("slow", PODS).await;
     println!("4 s for each answer: {took:?}");
+    // Three calls one after the other, and something for the machine.
     assert!(took < Duration::from_secs(20), "{took:?}");
     scene.burst("silent", PODS).await;
     scene.until_bound("silent", PODS).await;
@@ -195,9 +196,9 @@ async fn slow_then_silent_then_ordinary_ec2() {
     Trouble::end(&stage);
     let took = scene.until_annotated("silent", PODS).await;
     println!("after slowness and silence: {took:?}");
-    assert!(took < RECOVERY, "{took:?}");
+    let gone = scene.assert_in_time(took, RECOVERY, PODS).await;
 
-    assert_eq!(stage.assert_consistent().await, []);
+    assert_eq!(stage.assert_consistent().await.len(), gone);
     scene.until_running("slow", PODS).await;
     scene.until_running("silent", PODS).await;
 }

@@ -87,7 +87,6 @@ async fn start_with_many_pods_changes_nothing_and_asks_little() {
         "{took:?} from the start to the next pod, with {:?}",
         stage.calls()
     );
-    assert!(took < Duration::from_secs(5), "{took:?}");
     let changes: Vec<_> = stage.changes().into_iter().map(|it| it.action).collect();
     assert_eq!(
         changes,
@@ -99,4 +98,5 @@ async fn start_with_many_pods_changes_nothing_and_asks_little() {
     after.retain(|id, _| before.contains_key(id));
     assert_eq!(after, before);
     assert_eq!(stage.assert_consistent().await, []);
+    scene.assert_in_time(took, Duration::from_secs(5), 1).await;
 }

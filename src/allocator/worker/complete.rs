@@ -46,10 +46,11 @@ impl Worker {
             Done::Carried {
                 instance,
                 action,
+                started,
                 result,
             } => match result {
                 Ok(carried) => self.succeeded(work, &instance, &action, carried, now),
-                Err(error) => self.failed(work, &instance, &action, &error, now),
+                Err(error) => self.failed(work, &instance, &action, &error, started, now),
             },
             Done::Idle {
                 instance,
@@ -65,17 +66,18 @@ impl Worker {
                         }
                         Ok(_) => {
                             let error = still_used(&branch);
-                            self.failed(work, &instance, &action, &error, now);
+                            self.failed(work, &instance, &action, &error, now, now);
                         }
-                        Err(error) => self.failed(work, &instance, &action, error, now),
+                        Err(error) => self.failed(work, &instance, &action, error, now, now),
                     }
                 }
             }
             Done::Observed {
                 instance,
                 begun,
+                started,
                 result,
-            } => self.observed(work, instance, begun, result, now),
+            } => self.observed(work, instance, (begun, started), result, now),
             Done::Described { ids, result } => self.described(work, ids, result, now),
             Done::Confirmed { pod, result } => self.confirmed(work, pod, result, now),
             Done::GroupsChecked(found) => {
@@ -106,7 +108,7 @@ impl Worker {
                         work.limits.insert(instance_type, row);
                     }
                     Err(error) => {
-                        self.pause(work, who, &error, now);
+                        self.pause(work, who, &error, now, now);
                     }
                 }
                 work.dirty.extend(work.nodes.keys().cloned());
@@ -272,15 +274,14 @@ impl Worker {
         instance: &str,
         action: &Action,
         error: &CallError,
+        started: Instant,
         now: Instant,
     ) {
         let tick = work.next_tick();
         let subject = action.subject();
         let who = Who::Subject(instance.to_owned(), subject.clone());
         let jitter = jitter(tick);
-        let retry_at = work
-            .retries
-            .failed(&who, error.cause.clone(), error.class, now, jitter);
+        let retry_at = retry_at(work, &who, error, started, now, jitter);
         match work.retries.failures(&who) {
             1 => tracing::warn!(instance, ?action, %error, "call failed, it is tried again"),
             _ => tracing::debug!(instance, ?action, %error, "call failed again"),
@@ -365,7 +366,7 @@ impl Worker {
         &mut self,
         work: &mut Work,
         instance: Option<String>,
-        begun: Tick,
+        (begun, started): (Tick, Instant),
         result: Result<Vec<Interface>, CallError>,
         now: Instant,
     ) {
@@ -382,7 +383,7 @@ impl Worker {
         let interfaces = match result {
             Ok(interfaces) => interfaces,
             Err(error) => {
-                let at = self.pause(work, who, &error, now);
+                let at = self.pause(work, who, &error, started, now);
                 if instance.is_none() {
                     work.audit_at = at;
                 }
@@ -435,16 +436,27 @@ impl Worker {
         }
     }
 
-    /// Tells the pods of a node, or of all, that wait for nothing but to know what there is.
+    /// Tells the pods that wait on an instance, or on all, that it can't be seen what there is.
     fn tell_unobserved(&self, instance: Option<&str>, error: &CallError) {
+        let pods: Vec<(&PodUid, &PodEntry)> = match instance {
+            None => self.cluster.pods.iter().collect(),
+            Some(id) => {
+                let node = self.cluster.node_of(id).into_iter();
+                node.flat_map(|node| self.cluster.pods_on(node.name()))
+                    .collect()
+            }
+        };
         let word = format!("{}:{}", error.cause.call, error.code);
-        let node = instance.and_then(|id| self.cluster.node_of(id));
-        for (uid, pod) in &self.cluster.pods {
-            let is_here = instance.is_none()
-                || node.is_some_and(|node| node.name() == pod.object.node.as_str());
-            if is_here && pod.object.annotation == Annotation::Absent {
-                let note = failure(error, |_| Vec::new());
-                self.tell_pod(uid, pod, Reason::BranchAllocationFailed, &word, note);
+        let note = failure(error, |_| Vec::new());
+        for (uid, pod) in pods {
+            if pod.object.annotation == Annotation::Absent {
+                self.tell_pod(
+                    uid,
+                    pod,
+                    Reason::BranchAllocationFailed,
+                    &word,
+                    note.clone(),
+                );
             }
         }
     }
@@ -520,7 +532,7 @@ impl Worker {
                 }
             }
             Err(error) => {
-                self.pause(work, Who::Instances, &error, now);
+                self.pause(work, Who::Instances, &error, now, now);
                 for id in &ids {
                     if let (Some(node), Some(node_work)) =
                         (self.cluster.node_of(id), work.nodes.get_mut(id))
@@ -557,7 +569,7 @@ impl Worker {
                 work.pauses.insert(who, now + WATCH_LAG);
             }
             Err(error) => {
-                self.pause(work, who, &error, now);
+                self.pause(work, who, &error, now, now);
                 if let Some(pod) = self.cluster.pods.get(&uid) {
                     self.tell_unconfirmed(&uid, pod, &error);
                 }
@@ -591,7 +603,7 @@ impl Worker {
                 work.pauses.insert(who, now + WATCH_LAG);
             }
             Err(error) => {
-                self.pause(work, who, &error, now);
+                self.pause(work, who, &error, now, now);
                 if let Some(object) = self.cluster.nodes.get(&node)
                     && error.code != NOT_LEADING
                     && error.code != "Conflict"
@@ -607,12 +619,17 @@ impl Worker {
     }
 
     /// Lets someone wait after a failure that is not about a single interface.
-    fn pause(&self, work: &mut Work, who: Who, error: &CallError, now: Instant) -> Instant {
+    fn pause(
+        &self,
+        work: &mut Work,
+        who: Who,
+        error: &CallError,
+        started: Instant,
+        now: Instant,
+    ) -> Instant {
         tracing::warn!(?who, %error, "call failed");
         let jitter = jitter(work.next_tick());
-        let at = work
-            .retries
-            .failed(&who, error.cause.clone(), error.class, now, jitter);
+        let at = retry_at(work, &who, error, started, now, jitter);
         work.pauses.insert(who, at);
         at
     }
@@ -646,6 +663,23 @@ impl Worker {
 }
 
 const NO_POLICY: &str = "no SecurityGroupPolicy selects the pod, so these are its node's groups";
+
+/// When to try again. The pause counts from the call's start: who has waited in vain for an
+/// answer has paused already.
+fn retry_at(
+    work: &mut Work,
+    who: &Who,
+    error: &CallError,
+    started: Instant,
+    now: Instant,
+    jitter: f64,
+) -> Instant {
+    let cause = error.cause.clone();
+    let at = work
+        .retries
+        .failed(who, cause, error.class, started, jitter);
+    at.max(now)
+}
 
 /// A branch that looked idle names a pod that the watch has not shown.
 fn still_used(branch: &BranchId) -> CallError {

@@ -179,6 +179,7 @@ enum Done {
     Carried {
         instance: String,
         action: Action,
+        started: Instant,
         result: Result<Carried, CallError>,
     },
     Idle {
@@ -189,6 +190,7 @@ enum Done {
     Observed {
         instance: Option<String>,
         begun: Tick,
+        started: Instant,
         result: Result<Vec<Interface>, CallError>,
     },
     Described {

@@ -87,6 +87,7 @@ impl Worker {
             Done::Observed {
                 instance: None,
                 begun,
+                started: now,
                 result,
             }
         });
@@ -446,6 +447,7 @@ impl Worker {
             Done::Observed {
                 instance: Some(instance),
                 begun,
+                started: now,
                 result,
             }
         });
@@ -524,6 +526,7 @@ impl Worker {
     }
 
     fn start(&self, work: &mut Work, instance: &str, action: Action, known: Circumstances) {
+        let started = Instant::now();
         tracing::debug!(instance, ?action, "starting");
         let (calls, instance) = (self.calls.clone(), instance.to_owned());
         work.tasks.spawn(async move {
@@ -534,6 +537,7 @@ impl Worker {
             Done::Carried {
                 instance,
                 action,
+                started,
                 result,
             }
         });
