@@ -55,5 +55,4 @@ async fn cooldown_follows_the_config_map_and_says_what_it_makes_of_it() {
     stage.until_nothing_idles().await;
     let took = released.elapsed();
     assert!(took >= Duration::from_secs(30), "{took:?}");
-    assert!(took < Duration::from_secs(45), "{took:?}");
 }

@@ -87,7 +87,7 @@ async fn pod_without_a_policy_is_left_to_its_node() {
 
 #[tokio::test]
 async fn one_pod_costs_four_calls_from_its_creation_to_the_end_of_its_interface() {
-    let stage = Stage::start(Setting::default()).await;
+    let stage = Stage::start(Setting::with_long_lease()).await;
     let scene = stage.scene().await;
     scene.policy("green", &[&stage.groups().green]).await;
     // What is asked once for a subnet and once for a group has been asked then.

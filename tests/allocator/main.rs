@@ -23,7 +23,7 @@ async fn shared() -> &'static Stage {
     static STAGE: OnceCell<Stage> = OnceCell::const_new();
     let setting = || Setting {
         nodes: Vec::new(),
-        ..Setting::default()
+        ..Setting::with_long_lease()
     };
     STAGE.get_or_init(|| Stage::start(setting())).await
 }

@@ -13,7 +13,7 @@ use crate::stage::{Setting, Stage, allocatable, eventually};
 async fn warm_branches_spare_the_next_pods_their_calls_and_metrics_show_it() {
     let setting = Setting {
         arguments: vec!["--warm-branches=1".to_owned()],
-        ..Setting::default()
+        ..Setting::with_long_lease()
     };
     let stage = Stage::start(setting).await;
     let (green, database) = (&stage.groups().green, &stage.groups().database);
