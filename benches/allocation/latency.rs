@@ -11,6 +11,7 @@ use sgp::ec2::simulator::Settings;
 
 use crate::Bench;
 use crate::cluster::{self, GREEN, PATIENCE};
+use crate::process::cpu_time;
 use crate::report::{Section, milliseconds, percentile, seconds};
 
 /// Many pods at once.
@@ -50,6 +51,7 @@ struct Times {
     /// From each pod's binding to its own annotation.
     waits: Vec<Duration>,
     calls_a_pod: f64,
+    cpu_a_pod: Duration,
 }
 
 pub(crate) async fn burst(bench: &Bench, burst: &Burst, rounds: u32) -> anyhow::Result<Section> {
@@ -88,6 +90,8 @@ pub(crate) async fn burst(bench: &Bench, burst: &Burst, rounds: u32) -> anyhow::
     add(what, median(|it| percentile(&it.waits, 50)), None);
     let what = "seconds from a pod's binding to its annotation, slowest";
     add(what, median(|it| percentile(&it.waits, 100)), None);
+    let cpu = milliseconds(median(|it| it.cpu_a_pod));
+    section.show("milliseconds of the allocator's CPU for each pod", cpu);
     let calls = times.iter().map(|it| it.calls_a_pod).fold(0.0, f64::max);
     section.show("calls to EC2 for each pod, most of all rounds", calls);
     Ok(section)
@@ -95,8 +99,11 @@ pub(crate) async fn burst(bench: &Bench, burst: &Burst, rounds: u32) -> anyhow::
 
 async fn burst_once(bench: &Bench, burst: &Burst) -> anyhow::Result<Times> {
     let nodes = NodeGroup::new(burst.instance_type, burst.nodes);
-    let sandbox = cluster::start(bench, nodes).await?;
+    let mut sandbox = cluster::start(bench, nodes).await?;
     sandbox.simulator().reset_calls();
+    let allocator = sandbox.allocator().context("an allocator was started")?;
+    let allocator = allocator.process().id();
+    let cpu_before = cpu_time(allocator)?;
     let api = cluster::pods(&sandbox);
     let watch = PodWatch::start(api.clone());
     let begin = Instant::now();
@@ -106,6 +113,7 @@ async fn burst_once(bench: &Bench, burst: &Burst) -> anyhow::Result<Times> {
     created?;
     let seen: Vec<SeenPod> = seen?.into_values().collect();
     let calls = sandbox.simulator().call_counts().total;
+    let cpu = cpu_time(allocator)? - cpu_before;
     sandbox.stop();
     let bound = || seen.iter().filter_map(|pod| pod.bound_at);
     let first_binding = bound().min().context("no pod was bound")?;
@@ -118,6 +126,7 @@ async fn burst_once(bench: &Bench, burst: &Burst) -> anyhow::Result<Times> {
         binding_to_last_annotation: last - first_binding,
         waits: seen.iter().filter_map(SeenPod::waited).collect(),
         calls_a_pod: calls as f64 / burst.pods as f64,
+        cpu_a_pod: cpu / burst.pods as u32,
     })
 }
 

@@ -14,6 +14,8 @@
 mod cluster;
 mod latency;
 mod life;
+#[path = "../admission/process.rs"]
+mod process;
 mod report;
 mod start;
 

@@ -24,6 +24,7 @@ use sgp::ec2::simulator::{Behaviour, Quotas, Settings};
 
 use crate::Bench;
 use crate::cluster::{self, CONCURRENCY, PATIENCE};
+use crate::process::{Memory, cpu_time};
 use crate::report::{Section, seconds};
 
 const INSTANCE_TYPE: &str = "m5.xlarge";
@@ -83,18 +84,21 @@ pub(crate) async fn start(bench: &Bench, nodes: usize) -> anyhow::Result<Section
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let took = begin.elapsed();
-    let memory = resident(allocator.id())?;
+    let cpu = cpu_time(allocator.id())?;
     until_quiet(&cloud).await?;
     let calls = cloud.simulator().call_counts();
     for (action, outcomes) in &calls.by_action {
         eprintln!("         {action} {outcomes:?}");
     }
+    let memory = Memory::of(allocator.id())?;
     let interfaces = nodes * (BRANCHES + 2);
     let title = format!("Start with {nodes} nodes and {interfaces} interfaces in EC2");
     let mut section = Section::new(title);
     section.check("calls to EC2 until all is known", calls.total as f64, 120.0);
     section.show("seconds until all trunks are known", seconds(took));
-    section.show("MiB resident then", memory);
+    section.show("seconds of the allocator's CPU until then", seconds(cpu));
+    section.show("MiB resident, at rest", memory.resident);
+    section.show("MiB resident, peak", memory.peak);
     drop(allocator);
     sandbox.stop();
     Ok(section)
@@ -131,14 +135,6 @@ fn trunks(metrics_port: u16) -> Option<usize> {
         .lines()
         .find_map(|line| line.strip_prefix("sgp_trunk_interfaces "));
     line?.trim().parse().ok()
-}
-
-fn resident(process: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kibibytes: f64 = kibibytes.context("no VmRSS")?.parse()?;
-    Ok(kibibytes / 1_024.0)
 }
 
 /// An instance of the cloud, by its number.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::watch;
@@ -114,7 +115,8 @@ async fn follow(
     seen: Arc<Mutex<BTreeMap<String, SeenPod>>>,
     changed: watch::Sender<()>,
 ) {
-    let mut events = watcher(api, watcher::Config::default()).boxed();
+    let events = watcher(api, watcher::Config::default());
+    let mut events = events.default_backoff().boxed();
     let mut listed = BTreeSet::new();
     while let Some(event) = events.next().await {
         let now = Instant::now();
