@@ -24,10 +24,12 @@ struct Step {
     expected: Expected,
     /// How long it is done again until it shows what it should. Only for what leaves no trace.
     patience: Duration,
-    /// A name, and what the first word is like that is known by it from then on: `{name}` in
-    /// later steps.
-    remembers: Option<(&'static str, fn(&str) -> bool)>,
+    remembers: Option<Remembered>,
 }
+
+/// A name, and what the first word is like that is known by it from then on: `{name}` in
+/// later steps.
+type Remembered = (&'static str, fn(&str) -> bool);
 
 /// What a step does.
 enum Action {
