@@ -575,3 +575,155 @@ fn running_pod_keeps_its_branch_while_the_watch_is_blind() {
     }
     assert_eq!(history.world.branch_ids(), before);
 }
+
+/// A node with an attached trunk, whose allocator knows of as many pods as there are places.
+fn creating_for_three_pods() -> Vec<Step> {
+    use Step::{AddPod, Complete, Observed, Plan, Sync};
+    vec![
+        Plan,
+        Observed(Scope::Audit, true),
+        Plan,
+        Complete(0, Outcome::Done),
+        Plan,
+        Complete(0, Outcome::Done),
+        AddPod(0),
+        AddPod(0),
+        AddPod(0),
+        Sync,
+        Plan,
+    ]
+}
+
+#[test]
+fn vlan_id_of_a_creation_whose_outcome_is_open_is_given_to_nobody() {
+    use Step::{AddPod, Advance, Complete, DeletePod, Plan, Sync};
+    for tail in [
+        // Nothing has been observed since.
+        vec![
+            Complete(2, Outcome::FailedAfter),
+            DeletePod(2),
+            Advance(30),
+            AddPod(0),
+            Sync,
+            Plan,
+        ],
+        // It is still under way.
+        vec![
+            DeletePod(2),
+            Advance(30),
+            AddPod(0),
+            Sync,
+            Plan,
+            Complete(2, Outcome::FailedAfter),
+        ],
+        // It took effect after the last observation.
+        vec![
+            Complete(0, Outcome::Late),
+            Plan,
+            Step::Observed(Scope::Node, true),
+            Advance(30),
+            DeletePod(0),
+            AddPod(0),
+        ],
+    ] {
+        wanted_state_is_reached(&[creating_for_three_pods(), tail].concat(), 0);
+    }
+}
+
+#[test]
+fn pod_whose_branch_has_the_vlan_id_of_another_gets_a_new_one() {
+    use Step::{AddPod, Complete, DeletePod, Lag, Plan, Restart, Sync};
+    let mut history = with_pods(&[], 0);
+    // Two branches are made that EC2 does not show yet when the next process looks: that
+    // takes their VLAN ids for free, and gives that of the second to the third pod.
+    for step in [
+        AddPod(0),
+        AddPod(0),
+        Sync,
+        Plan,
+        Lag(1),
+        Complete(0, Outcome::Done),
+        Restart(0),
+        DeletePod(0),
+        AddPod(0),
+    ] {
+        history.take(&step);
+    }
+    history.settle();
+    history.world.assert_settled(0, &groups(0));
+}
+
+#[test]
+fn annotation_waits_for_what_ec2_says_when_its_branch_lost_its_association() {
+    let mut history = with_pods(&[], 0);
+    for step in [
+        Step::AddPod(0),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Plan,
+        Step::Complete(0, Outcome::FailedAfter),
+        Step::Restart(0),
+        Step::Plan,
+        Step::Observed(Scope::Audit, true),
+        Step::Disassociate(0),
+    ] {
+        history.take(&step);
+    }
+    let mut actions = Vec::new();
+    history.work(&mut actions);
+    assert!(
+        matches!(
+            actions[..],
+            [
+                Action::Annotate { .. },
+                Action::Associate { .. },
+                Action::Annotate { .. }
+            ]
+        ),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn what_a_call_has_brought_outlives_an_older_observation() {
+    let mut history = with_pods(&[], 0);
+    for step in [
+        Step::AddPod(0),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Plan,
+        Step::Audit,
+        Step::Snapshot(Scope::Audit),
+        Step::Complete(0, Outcome::Done),
+        Step::Observed(Scope::Audit, true),
+    ] {
+        history.take(&step);
+    }
+    let plan = history.plan();
+    assert!(
+        matches!(plan.actions[..], [Action::Annotate { .. }]),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn branch_whose_removal_has_begun_is_given_to_nobody() {
+    let mut history = with_pods(&[0], 0);
+    history.take(&Step::DeletePod(0));
+    history.take(&Step::Sync);
+    history.plan();
+    history.take(&Step::Complete(0, Outcome::Done));
+    history.take(&Step::Advance(COOLDOWN.as_secs()));
+    let plan = history.plan();
+    assert!(matches!(plan.actions[..], [Action::Disassociate { .. }]));
+    history.take(&Step::Complete(0, Outcome::Late));
+    history.plan();
+    history.take(&Step::Observed(Scope::Node, true));
+    history.take(&Step::AddPod(0));
+    history.take(&Step::Sync);
+    let plan = history.plan();
+    let reuses = |action: &Action| matches!(action, Action::Reuse { .. });
+    assert!(!plan.actions.iter().any(reuses), "{plan:?}");
+}
