@@ -113,8 +113,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "\n{:42} {:>9} {:>9}  {}",
-            "Calls to EC2", "ok", "other", "other outcomes"
+            "\n{:42} {:>9} {:>9}  other outcomes",
+            "Calls to EC2", "ok", "other"
         )?;
         for (action, outcomes) in &self.calls.by_action {
             let ok = outcomes.get("ok").copied().unwrap_or(0);
