@@ -249,6 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn cni_node_that_was_deleted_comes_back_with_its_features() {
+        let node = node(json!({}), json!({}));
+        let features: Vec<Feature> =
+            serde_json::from_value(json!([{"name": "SecurityGroupsForPods"}])).unwrap();
+        let chores = due(&node, None, TrunkState::Unknown, &features);
+        let [Chore::CreateCniNode { node_uid, features }] = &chores[..] else {
+            panic!("{chores:?}")
+        };
+        let object = cni_node("c", node.name(), node_uid, features.clone());
+        assert!(CniNode { object }.asks());
+    }
+
+    #[test]
+    fn cni_node_of_others_is_left_to_them() {
+        let mut theirs = existing(true);
+        theirs.object.metadata.finalizers = Some(vec!["example.com/theirs".to_owned()]);
+        assert!(release(&theirs).is_none());
+    }
+
+    #[test]
     fn every_linux_node_gets_a_cni_node_and_a_deleted_one_is_let_go() {
         let linux = node(json!({}), json!({}));
         let windows = node(json!({"kubernetes.io/os": "windows"}), json!({}));

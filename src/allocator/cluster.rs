@@ -191,7 +191,10 @@ pub struct Cluster {
     policies: PolicyIndex,
     service_accounts: ServiceAccountIndex,
     pods_by_node: BTreeMap<String, BTreeSet<PodUid>>,
-    nodes_by_instance: BTreeMap<String, String>,
+    /// Which pod's annotation names which branch.
+    users: BTreeMap<BranchId, PodUid>,
+    /// By names: a node that was renamed is there twice for a while.
+    nodes_by_instance: BTreeMap<String, BTreeSet<String>>,
     complete: [bool; KINDS],
     arrivals: u64,
 }
@@ -241,19 +244,30 @@ impl Cluster {
         touched
     }
 
-    /// The node that is this instance.
+    /// The node that is this instance; of several, the one that was made last.
     pub fn node_of(&self, instance_id: &str) -> Option<&NodeObject> {
-        self.nodes.get(self.nodes_by_instance.get(instance_id)?)
+        let names = self.nodes_by_instance.get(instance_id)?;
+        let nodes = names.iter().filter_map(|name| self.nodes.get(name));
+        nodes.max_by_key(|node| node.created())
     }
 
     fn index_instances(&mut self, touched: &Touched) {
         let is_touched = |name: &String| touched.all || touched.nodes.contains(name);
-        self.nodes_by_instance.retain(|_, name| !is_touched(name));
+        self.nodes_by_instance.retain(|_, names| {
+            names.retain(|name| !is_touched(name));
+            !names.is_empty()
+        });
         for (name, node) in self.nodes.iter().filter(|(name, _)| is_touched(name)) {
             if let Some(id) = node.instance_id() {
-                self.nodes_by_instance.insert(id.to_owned(), name.clone());
+                let names = self.nodes_by_instance.entry(id.to_owned()).or_default();
+                names.insert(name.clone());
             }
         }
+    }
+
+    /// The pod whose annotation names a branch, on whatever node the pod is.
+    pub fn user_of(&self, branch: &BranchId) -> Option<(&PodUid, &PodEntry)> {
+        self.pods.get_key_value(self.users.get(branch)?)
     }
 
     /// The pods that are bound to a node of this name.
@@ -265,6 +279,8 @@ impl Cluster {
     /// Notes what the API server has taken before the watch brings it.
     pub fn note_annotation(&mut self, uid: &PodUid, interface: PodEni, resource_version: String) {
         if let Some(pod) = self.pods.get_mut(uid) {
+            let branch = BranchId::from(interface.interface_id.as_str());
+            self.users.insert(branch, uid.clone());
             pod.object.annotation = Annotation::Names(interface.into());
             pod.object.resource_version = resource_version;
         }
@@ -301,8 +317,11 @@ impl Cluster {
 
         let mut entry = match self.pods.remove(&uid) {
             Some(mut known) => {
-                // A watch lags behind our own write, which is made once.
-                if object.annotation == Annotation::Absent {
+                // A watch lags behind our own write, which is made once; and whatever somebody
+                // writes over it, the pod's network stays where it is.
+                if !matches!(object.annotation, Annotation::Names(_))
+                    && matches!(known.object.annotation, Annotation::Names(_))
+                {
                     object.annotation = known.object.annotation;
                 }
                 known.object = object;
@@ -319,6 +338,9 @@ impl Cluster {
             }
         };
         self.select(&mut entry);
+        if let Some(branch) = entry.annotated() {
+            self.users.insert(branch, uid.clone());
+        }
         self.pods.insert(uid, entry);
     }
 
@@ -326,6 +348,11 @@ impl Cluster {
         let Some(pod) = self.pods.remove(uid) else {
             return;
         };
+        if let Some(branch) = pod.annotated()
+            && self.users.get(&branch) == Some(uid)
+        {
+            self.users.remove(&branch);
+        }
         if let Some(uids) = self.pods_by_node.get_mut(&pod.object.node) {
             uids.remove(uid);
             if uids.is_empty() {
@@ -359,10 +386,11 @@ impl Cluster {
                 self.policies_defined = true;
                 None
             }
+            // The API server may know them again in a moment, as when it has just started;
+            // until it says which there are, those that were seen last hold.
             Of::Undefined => {
-                self.policies = PolicyIndex::default();
                 self.policies_defined = false;
-                None
+                return;
             }
         };
         self.select_again(concerned.as_deref(), None, touched);
@@ -505,5 +533,230 @@ fn last<K>(of: Of<K>) -> Option<K> {
         Of::Apply(object) => Some(object),
         Of::All(objects) => objects.into_iter().next(),
         Of::Delete(_) | Of::Undefined => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read<K: serde::de::DeserializeOwned>(object: Value) -> K {
+        serde_json::from_value(object).expect("the object can be read")
+    }
+
+    fn pod(uid: &str, node: &str, app: &str, branch: Option<&str>) -> WatchedPod {
+        let annotation = branch.map(|id| {
+            let interface = json!([{
+                "eniId": id, "ifAddress": "", "privateIp": "", "ipv6Addr": "", "vlanId": 1,
+                "subnetCidr": "", "subnetV6Cidr": "", "associationID": ""
+            }]);
+            json!({"vpc.amazonaws.com/pod-eni": interface.to_string()})
+        });
+        read(json!({
+            "metadata": {
+                "namespace": "shop", "name": uid, "uid": uid, "labels": {"app": app},
+                "annotations": annotation
+            },
+            "spec": {
+                "nodeName": node,
+                "serviceAccountName": "clerk",
+                "containers": [{"resources": {"limits": {"vpc.amazonaws.com/pod-eni": "1"}}}]
+            }
+        }))
+    }
+
+    fn policy(name: &str, spec: Value, ids: &[&str]) -> DynamicObject {
+        let mut object = json!({
+            "apiVersion": "vpcresources.k8s.aws/v1beta1",
+            "kind": "SecurityGroupPolicy",
+            "metadata": {"namespace": "shop", "name": name},
+            "spec": spec
+        });
+        object["spec"]["securityGroups"] = json!({"groupIds": ids});
+        read(object)
+    }
+
+    fn account(tier: &str) -> PartialObjectMeta<ServiceAccount> {
+        read(json!({
+            "metadata": {"namespace": "shop", "name": "clerk", "labels": {"tier": tier}}
+        }))
+    }
+
+    fn node(name: &str, instance: &str, second: u32) -> NodeObject {
+        read(json!({
+            "metadata": {
+                "name": name, "uid": name,
+                "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")
+            },
+            "spec": {"providerID": format!("aws:///us-west-2a/{instance}")}
+        }))
+    }
+
+    fn groups_of(cluster: &Cluster, uid: &str) -> Vec<String> {
+        let pod = &cluster.pods[&PodUid::from(uid)];
+        pod.groups.iter().map(ToString::to_string).collect()
+    }
+
+    fn nodes(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn groups_are_the_union_in_order_of_the_policies_names() {
+        let mut cluster = Cluster::default();
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "web", None))));
+        let by_label = json!({"podSelector": {"matchLabels": {"app": "web"}}});
+        let by_account = json!({"serviceAccountSelector": {"matchLabels": {"tier": "gold"}}});
+        let changes = [
+            Change::Policies(Of::All(vec![
+                policy("b", by_label.clone(), &["sg-00000002", "sg-00000001"]),
+                policy(
+                    "a",
+                    json!({"podSelector": {}}),
+                    &["sg-00000003", "sg-00000001"],
+                ),
+                policy("c", by_account, &["sg-00000004"]),
+                policy("invalid", json!({}), &["sg-00000005"]),
+            ])),
+            Change::ServiceAccounts(Of::Apply(account("gold"))),
+            Change::ServiceAccounts(Of::Apply(account("silver"))),
+            Change::Policies(Of::Delete(policy("a", json!({}), &[]))),
+            Change::Policies(Of::Apply(policy("b", by_label, &["sg-00000006"]))),
+            Change::Pods(Of::Apply(pod("1", "a", "db", None))),
+        ];
+        let expected: [&[u8]; 6] = [&[3, 1, 2], &[3, 1, 2, 4], &[3, 1, 2], &[2, 1], &[6], &[]];
+        for (change, expected) in changes.into_iter().zip(expected) {
+            let case = format!("{change:?}");
+            let touched = cluster.apply(change);
+            assert_eq!(touched.nodes, nodes(&["a"]), "{case}");
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|id| format!("sg-0000000{id}"))
+                .collect();
+            assert_eq!(groups_of(&cluster, "1"), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn change_that_gives_nobody_other_groups_concerns_nobody() {
+        let mut cluster = Cluster::default();
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "web", None))));
+        let other = json!({"podSelector": {"matchLabels": {"app": "db"}}});
+        let other = policy("other", other, &["sg-00000001"]);
+        for change in [
+            Change::Policies(Of::Apply(other)),
+            Change::ServiceAccounts(Of::Apply(account("gold"))),
+            Change::Policies(Of::Undefined),
+        ] {
+            let case = format!("{change:?}");
+            let touched = cluster.apply(change);
+            assert!(!touched.all && touched.nodes.is_empty(), "{case}");
+        }
+    }
+
+    #[test]
+    fn policies_that_were_seen_hold_while_the_api_server_does_not_know_the_kind() {
+        let mut cluster = Cluster::default();
+        let all = policy("all", json!({"podSelector": {}}), &["sg-00000001"]);
+        cluster.apply(Change::Policies(Of::All(vec![all])));
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "web", None))));
+        cluster.apply(Change::Policies(Of::Undefined));
+        assert!(!cluster.policies_defined);
+        cluster.apply(Change::Pods(Of::Apply(pod("2", "a", "web", None))));
+        for uid in ["1", "2"] {
+            assert_eq!(groups_of(&cluster, uid), ["sg-00000001"], "{uid}");
+        }
+        cluster.apply(Change::Policies(Of::All(Vec::new())));
+        assert!(cluster.policies_defined);
+        assert_eq!(groups_of(&cluster, "1"), [""; 0]);
+    }
+
+    #[test]
+    fn pod_that_a_policy_selected_has_to_be_confirmed_anew() {
+        let mut cluster = Cluster::default();
+        let uid = PodUid::from("1");
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "web", None))));
+        let confirmed = |cluster: &Cluster| cluster.pods[&uid].confirmed_unselected;
+        if let Some(pod) = cluster.pods.get_mut(&uid) {
+            pod.confirmed_unselected = true;
+        }
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "db", None))));
+        assert!(confirmed(&cluster), "still nothing selects it");
+        let all = policy("all", json!({"podSelector": {}}), &["sg-00000001"]);
+        cluster.apply(Change::Policies(Of::Apply(all.clone())));
+        cluster.apply(Change::Policies(Of::Delete(all)));
+        assert!(!confirmed(&cluster));
+    }
+
+    #[test]
+    fn list_replaces_the_pods_and_keeps_what_is_known_of_those_that_stay() {
+        let mut cluster = Cluster::default();
+        for (uid, node) in [("1", "a"), ("2", "b"), ("3", "b")] {
+            cluster.apply(Change::Pods(Of::Apply(pod(uid, node, "web", None))));
+        }
+        let arrival = cluster.pods[&PodUid::from("3")].arrival;
+        let list = vec![
+            pod("4", "c", "web", None),
+            pod("3", "b", "web", Some("eni-3")),
+        ];
+        let touched = cluster.apply(Change::Pods(Of::All(list)));
+        assert_eq!(touched.nodes, nodes(&["a", "b", "c"]));
+        let on = |node| {
+            let pods = cluster.pods_on(node);
+            pods.map(|(uid, _)| uid.as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (on("a"), on("b"), on("c")),
+            (vec![], vec!["3".into()], vec!["4".into()])
+        );
+        assert_eq!(cluster.pods[&PodUid::from("3")].arrival, arrival);
+        let user = cluster.user_of(&BranchId::from("eni-3"));
+        assert_eq!(user.map(|(uid, _)| uid.as_str()), Some("3"));
+    }
+
+    #[test]
+    fn user_of_a_branch_is_known_until_it_is_gone() {
+        let mut cluster = Cluster::default();
+        let branch = BranchId::from("eni-1");
+        let user = |cluster: &Cluster| {
+            let user = cluster.user_of(&branch);
+            user.map(|(uid, _)| uid.as_str().to_owned())
+        };
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "web", None))));
+        assert_eq!(user(&cluster), None);
+        let annotated = pod("1", "a", "web", Some("eni-1"));
+        let Annotation::Names(interface) = PodObject::from(annotated).annotation else {
+            panic!("it has an annotation");
+        };
+        cluster.note_annotation(&PodUid::from("1"), *interface, "2".to_owned());
+        assert_eq!(user(&cluster).as_deref(), Some("1"));
+        // The watch has not seen it yet.
+        cluster.apply(Change::Pods(Of::Apply(pod("1", "a", "web", None))));
+        assert_eq!(user(&cluster).as_deref(), Some("1"));
+        cluster.apply(Change::Pods(Of::Delete(pod("1", "a", "web", None))));
+        assert_eq!(user(&cluster), None);
+    }
+
+    #[test]
+    fn instance_is_the_node_that_was_made_last_among_those_that_are_there() {
+        let mut cluster = Cluster::default();
+        for (change, expected) in [
+            (Of::Apply(node("old", "i-1", 1)), [Some("old"), None]),
+            (Of::Apply(node("new", "i-1", 2)), [Some("new"), None]),
+            (Of::Apply(node("old", "i-1", 1)), [Some("new"), None]),
+            (Of::Delete(node("new", "i-1", 2)), [Some("old"), None]),
+            // Made anew under the same name, on another instance.
+            (Of::Apply(node("old", "i-2", 3)), [None, Some("old")]),
+            (Of::All(vec![node("old", "i-1", 4)]), [Some("old"), None]),
+            (Of::Undefined, [None, None]),
+        ] {
+            let case = format!("{change:?}");
+            cluster.apply(Change::Nodes(change));
+            let found = ["i-1", "i-2"].map(|id| cluster.node_of(id).map(NodeObject::name));
+            assert_eq!(found, expected, "{case}");
+        }
     }
 }

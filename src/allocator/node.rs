@@ -209,3 +209,54 @@ impl ObservedNode {
         existing.chain(coming.copied()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_branches_of_one_pod_the_one_that_has_come_furthest_is_its() {
+        let pod = |annotated: Option<&str>| DesiredPod {
+            group_ids: Vec::new(),
+            annotated: annotated.map(BranchId::from),
+            arrival: 0,
+        };
+        let desired = |annotated| DesiredNode {
+            trunk_groups: None,
+            branch_limit: 9,
+            pods: BTreeMap::from([(PodUid::from("pod"), pod(annotated))]),
+            cooldown: Duration::ZERO,
+            warm_limit: 0,
+        };
+        let branch = |vlan: u16, is_placed: bool| Branch {
+            vlan: VlanId::from(vlan),
+            group_ids: Vec::new(),
+            association: is_placed.then_some(AssociationId::UNKNOWN),
+            claimed_by: Some(PodUid::from("pod")),
+            idle_since: None,
+            confirmed_idle: false,
+            leaving: false,
+        };
+        for (annotated, branches, owned) in [
+            (None, [("a", 1, false), ("b", 2, false)], "a"),
+            (None, [("a", 1, false), ("b", 2, true)], "b"),
+            (Some("a"), [("a", 1, false), ("b", 2, true)], "a"),
+            (
+                Some("elsewhere"),
+                [("a", 1, false), ("b", 2, true)],
+                "elsewhere",
+            ),
+        ] {
+            let branches =
+                branches.map(|(id, vlan, is_placed)| (id.into(), branch(vlan, is_placed)));
+            let observed = ObservedNode {
+                branches: branches.into(),
+                ..ObservedNode::default()
+            };
+            let desired = desired(annotated);
+            let owners = observed.owners(&desired);
+            let of_pod = owners.by_pod.values().map(|id| id.as_str());
+            assert_eq!(of_pod.collect::<Vec<_>>(), [owned], "{annotated:?}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
@@ -155,6 +156,11 @@ impl NodeObject {
     /// Its UID.
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// When it was made.
+    pub fn created(&self) -> Option<&Time> {
+        self.metadata.creation_timestamp.as_ref()
     }
 
     /// The EC2 instance: `spec.providerID` is `aws:///<zone>/<instance id>` (Kubernetes

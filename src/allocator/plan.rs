@@ -349,3 +349,60 @@ fn same(one: &[SecurityGroupId], other: &[SecurityGroupId]) -> bool {
     let (one, other): (BTreeSet<String>, BTreeSet<String>) = (set(one), set(other));
     one == other
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::allocator::Trunk;
+
+    #[test]
+    fn warm_branch_gives_way_to_a_branch_that_finds_no_place_on_the_trunk() {
+        let now = Instant::now();
+        let branch = |vlan: u16, pod: &str, is_placed: bool| Branch {
+            vlan: VlanId::from(vlan),
+            group_ids: Vec::new(),
+            association: is_placed.then_some(AssociationId::UNKNOWN),
+            claimed_by: Some(PodUid::from(pod)),
+            idle_since: (pod == "gone").then_some(now),
+            confirmed_idle: pod == "gone",
+            leaving: false,
+        };
+        let pod = DesiredPod {
+            group_ids: Vec::new(),
+            annotated: None,
+            arrival: 0,
+        };
+        let (one, two) = (PodUid::from("one"), PodUid::from("two"));
+        let desired = DesiredNode {
+            trunk_groups: Some(Vec::new()),
+            branch_limit: 2,
+            pods: BTreeMap::from([(one, pod.clone()), (two, pod)]),
+            cooldown: Duration::ZERO,
+            warm_limit: 1,
+        };
+        let trunk = Trunk {
+            id: TrunkId::from("trunk"),
+            attached: true,
+            group_ids: Vec::new(),
+        };
+        for (is_placed, gives_way) in [(false, true), (true, false)] {
+            let branches = [
+                ("a", branch(1, "one", true)),
+                ("b", branch(2, "gone", true)),
+                ("c", branch(3, "two", is_placed)),
+            ];
+            let branches = branches.map(|(id, branch)| (BranchId::from(id), branch));
+            let observed = ObservedNode {
+                trunk: Some(trunk.clone()),
+                branches: branches.into(),
+                ..ObservedNode::default()
+            };
+            let actions = plan(&desired, &observed, now).actions;
+            let ends = |action: &Action| matches!(action, Action::Disassociate { branch, .. } if branch.as_str() == "b");
+            assert_eq!(actions.iter().any(ends), gives_way, "{actions:?}");
+        }
+    }
+}

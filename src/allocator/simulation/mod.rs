@@ -625,6 +625,21 @@ fn vlan_id_of_a_creation_whose_outcome_is_open_is_given_to_nobody() {
             DeletePod(0),
             AddPod(0),
         ],
+        // It takes effect after its pod is gone, and nobody has seen it yet.
+        vec![
+            Complete(0, Outcome::Late),
+            DeletePod(0),
+            Sync,
+            Plan,
+            Step::Observed(Scope::Node, true),
+            Plan,
+            Step::Observed(Scope::Node, true),
+            AddPod(0),
+            Sync,
+            Plan,
+            Complete(2, Outcome::Done),
+            Step::Land(0),
+        ],
     ] {
         wanted_state_is_reached(&[creating_for_three_pods(), tail].concat(), 0);
     }
@@ -709,21 +724,183 @@ fn what_a_call_has_brought_outlives_an_older_observation() {
 }
 
 #[test]
+fn what_an_observation_has_shown_outlives_one_that_began_before() {
+    let mut history = with_pods(&[], 0);
+    for step in [
+        Step::AddPod(0),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Plan,
+        Step::Audit,
+        Step::Snapshot(Scope::Audit),
+        Step::Complete(0, Outcome::FailedAfter),
+        Step::Plan,
+        Step::Observed(Scope::Node, true),
+        Step::Observed(Scope::Audit, true),
+        Step::Advance(1),
+    ] {
+        history.take(&step);
+    }
+    let plan = history.plan();
+    assert!(
+        matches!(plan.actions[..], [Action::Annotate { .. }]),
+        "{plan:?}"
+    );
+}
+
+#[test]
 fn branch_whose_removal_has_begun_is_given_to_nobody() {
+    let end_is_late = [
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Advance(COOLDOWN.as_secs()),
+        Step::Plan,
+        Step::Complete(0, Outcome::Late),
+        Step::Plan,
+        Step::Observed(Scope::Node, true),
+        Step::Advance(RETRY.as_secs()),
+    ];
+    let is_given =
+        |action: &Action| matches!(action, Action::Reuse { .. } | Action::Annotate { .. });
+
+    // Neither to the next pod.
     let mut history = with_pods(&[0], 0);
     history.take(&Step::DeletePod(0));
-    history.take(&Step::Sync);
-    history.plan();
-    history.take(&Step::Complete(0, Outcome::Done));
-    history.take(&Step::Advance(COOLDOWN.as_secs()));
-    let plan = history.plan();
-    assert!(matches!(plan.actions[..], [Action::Disassociate { .. }]));
-    history.take(&Step::Complete(0, Outcome::Late));
-    history.plan();
-    history.take(&Step::Observed(Scope::Node, true));
+    for step in &end_is_late {
+        history.take(step);
+    }
     history.take(&Step::AddPod(0));
     history.take(&Step::Sync);
     let plan = history.plan();
-    let reuses = |action: &Action| matches!(action, Action::Reuse { .. });
-    assert!(!plan.actions.iter().any(reuses), "{plan:?}");
+    assert!(!plan.actions.iter().any(is_given), "{plan:?}");
+
+    // Nor to the one that it was made for, which the watch had lost.
+    let mut history = with_pods(&[], 0);
+    for step in [
+        Step::AddPod(0),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Blind,
+    ] {
+        history.take(&step);
+    }
+    for step in &end_is_late[1..] {
+        history.take(step);
+    }
+    history.take(&Step::Sync);
+    let plan = history.plan();
+    assert!(!plan.actions.iter().any(is_given), "{plan:?}");
+    history.settle();
+    history.world.assert_settled(0, &groups(0));
+}
+
+/// A node with an attached trunk, whose allocator has made a branch for its one pod, and is
+/// to associate it.
+fn with_branch_made(warm_limit: usize) -> History {
+    let mut history = with_pods(&[], warm_limit);
+    for step in [
+        Step::AddPod(0),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Plan,
+    ] {
+        history.take(&step);
+    }
+    history
+}
+
+#[test]
+fn branch_that_was_given_to_a_pod_since_is_confirmed_anew() {
+    let mut history = with_branch_made(0);
+    for step in [
+        // Its pod has no annotation yet, and can't be seen.
+        Step::Complete(0, Outcome::Done),
+        Step::Blind,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Plan,
+        Step::Blind,
+        Step::Plan,
+        Step::Advance(COOLDOWN.as_secs()),
+    ] {
+        history.take(&step);
+    }
+    let calls: Vec<_> = history.process.calls.iter().map(|it| &it.action).collect();
+    assert!(matches!(calls[..], [Action::ConfirmIdle(_)]), "{calls:?}");
+}
+
+#[test]
+fn creation_whose_answer_was_lost_is_asked_for_again_with_the_same_parameters() {
+    let mut history = with_pods(&[], 0);
+    history.take(&Step::AddPod(0));
+    history.take(&Step::Sync);
+    history.take(&Step::Lag(1));
+    let first = history.plan().actions;
+    // An observation that began before says nothing about it.
+    history.take(&Step::Audit);
+    history.take(&Step::Complete(0, Outcome::FailedAfter));
+    history.take(&Step::Observed(Scope::Audit, true));
+    history.world.now += Duration::from_millis(500);
+    let unsure = history.plan().actions;
+    assert!(unsure.is_empty(), "{unsure:?}");
+    history.take(&Step::Observed(Scope::Node, true));
+    history.take(&Step::Advance(RETRY.as_secs()));
+    assert_eq!(history.plan().actions, first);
+    history.settle();
+    assert_eq!(history.world.branch_ids().len(), 1);
+}
+
+#[test]
+fn branch_stays_with_the_pod_that_it_was_given_to() {
+    let mut history = with_pods(&[0], 1);
+    history.take(&Step::DeletePod(0));
+    history.settle();
+    for step in [
+        Step::AddPod(0),
+        Step::Sync,
+        Step::Plan,
+        Step::Complete(0, Outcome::Done),
+        Step::Audit,
+        Step::Observed(Scope::Audit, true),
+    ] {
+        history.take(&step);
+    }
+    let plan = history.plan();
+    assert!(
+        matches!(plan.actions[..], [Action::Annotate { .. }]),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn trunk_goes_after_all_branches() {
+    let mut history = with_pods(&[0, 1, 2], 0);
+    history.world.pods.clear();
+    history.standing = Standing::Gone;
+    let actions = history.settle();
+    let is_trunk = |action: &Action| action.subject() == Subject::Trunk;
+    let first = actions.iter().position(is_trunk);
+    assert_eq!(first, Some(actions.len() - 1), "{actions:?}");
+}
+
+#[test]
+fn trunk_that_nobody_needs_is_deleted() {
+    let mut history = with_pods(&[0], 0);
+    history.world.add_trunk(groups(0));
+    history.process.observe(Scope::Audit, history.world.now);
+    let actions = history.settle();
+    assert!(
+        matches!(actions[..], [Action::DeleteTrunk(_)]),
+        "{actions:?}"
+    );
+    history.world.assert_settled(0, &groups(0));
 }

@@ -138,6 +138,12 @@ impl World {
         self.pods.insert(uid, pod);
     }
 
+    /// A process that was lost has made a trunk.
+    pub fn add_trunk(&mut self, group_ids: Vec<SecurityGroupId>) {
+        let made = self.create("trunk-of-another".to_owned(), Request::Trunk(group_ids));
+        assert!(made.is_ok(), "the token is new");
+    }
+
     /// The interfaces that EC2 lists now.
     pub fn shown(&self) -> Vec<Interface> {
         let shown = self.interfaces.iter().filter(|(_, made)| {

@@ -168,7 +168,11 @@ impl Worker {
                 work.dirty.insert(instance.clone());
             }
         }
-        let is_empty = |id: &String| work.nodes.get(id).is_none_or(|it| it.state.is_empty());
+        // What belongs to an instance that has another name by now is that one's.
+        let is_empty = |id: &String| {
+            self.cluster.node_of(id).is_some()
+                || work.nodes.get(id).is_none_or(|it| it.state.is_empty())
+        };
         if !instances.iter().all(is_empty) {
             return;
         }
@@ -328,14 +332,18 @@ impl Worker {
             (None, _, _) => Standing::Gone,
         };
         let rules = Rules {
+            policies_defined: self.cluster.policies_defined,
             cooldown: self.cluster.cooldown.period,
             warm_limit: self.settings.warm_branches,
         };
-        let pods: Vec<(&PodUid, &PodEntry)> = match &node {
-            Some(node) => self.cluster.pods_on(node.name()).collect(),
-            // Nothing is made for pods of a node that is gone; what they have stays theirs.
-            None => self.annotated_on(node_work),
-        };
+        let name = node.as_ref().map(|node| node.name());
+        let mut pods: Vec<(&PodUid, &PodEntry)> = Vec::new();
+        pods.extend(name.into_iter().flat_map(|name| self.cluster.pods_on(name)));
+        // Nothing is made for pods of a node that is gone, or has another name by now; what
+        // they have stays theirs.
+        let branches = node_work.state.observed.branches.keys();
+        let users = branches.filter_map(|id| self.cluster.user_of(id));
+        pods.extend(users.filter(|(_, pod)| Some(pod.object.node.as_str()) != name));
         let desired = desired(standing, pods.iter().copied(), &node_work.state, rules);
 
         let mut held = desired.held;
@@ -392,17 +400,6 @@ impl Worker {
                 }
             });
         }
-    }
-
-    /// Pods whose annotation names a branch of a node that is gone, or that wait on it.
-    fn annotated_on(&self, node_work: &NodeWork) -> Vec<(&PodUid, &PodEntry)> {
-        let branches = &node_work.state.observed.branches;
-        let pods = self.cluster.pods.iter();
-        pods.filter(|(_, pod)| {
-            pod.annotated()
-                .is_some_and(|branch| branches.contains_key(&branch))
-        })
-        .collect()
     }
 
     /// What waits for a security group, as long as it still wants it.
