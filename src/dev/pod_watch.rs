@@ -156,8 +156,9 @@ mod tests {
     use serde_json::json;
 
     fn pod(node: Option<&str>, annotation: Option<&str>) -> Pod {
+        let annotations = annotation.map(|annotation| json!({POD_ENI: annotation}));
         serde_json::from_value(json!({
-            "metadata": {"name": "a", "annotations": {POD_ENI: annotation}},
+            "metadata": {"name": "a", "annotations": annotations},
             "spec": {"nodeName": node, "containers": []},
             "status": {"phase": "Pending"}
         }))
