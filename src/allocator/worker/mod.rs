@@ -8,6 +8,7 @@
 mod complete;
 mod reconcile;
 mod show;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

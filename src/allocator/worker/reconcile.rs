@@ -11,8 +11,6 @@ use crate::allocator::calls::{Circumstances, PodReference};
 use crate::allocator::chores::{self, TrunkState};
 use crate::allocator::cluster::PodEntry;
 use crate::allocator::desired::{self, Network, Rules, Standing, asks, desired};
-use crate::allocator::events::{Event, Reason, Regarding};
-use crate::allocator::objects::{Annotation, NodeObject};
 use crate::allocator::{Action, DesiredNode, PodUid, Subject};
 use crate::api::SecurityGroupId;
 use crate::ec2::calls::Priority;
@@ -468,19 +466,6 @@ impl Worker {
         });
     }
 
-    fn announce(&self, work: &mut Work, uid: &PodUid, pod: &PodEntry, now: Instant) {
-        if pod.object.annotation != Annotation::Absent {
-            return;
-        }
-        work.bound_at.entry(uid.clone()).or_insert(now);
-        if pod.groups.is_empty() || !work.announced.insert(uid.clone()) {
-            return;
-        }
-        let groups: Vec<_> = pod.groups.iter().map(ToString::to_string).collect();
-        let note = format!("Pod will get the security groups {}", groups.join(", "));
-        self.tell_pod(uid, pod, Reason::SecurityGroupRequested, "Select", note);
-    }
-
     fn circumstances(
         &self,
         instance: &str,
@@ -538,64 +523,5 @@ impl Worker {
                 result,
             }
         });
-    }
-
-    fn tell_unsupported(&self, node_work: &mut NodeWork, node: &NodeObject, instance_type: &str) {
-        let note = format!(
-            "Instance type {instance_type} takes no trunk interface, so no pod with security \
-             groups runs here: use a type that does (docs/allocator.md), or add a row for it \
-             with --instance-limits"
-        );
-        if node_work.problem.as_ref() != Some(&note) {
-            self.tell_node(node, Reason::UnsupportedInstanceType, "Trunk", note.clone());
-            node_work.problem = Some(note);
-        }
-    }
-
-    fn tell_network_problem(
-        &self,
-        node_work: &mut NodeWork,
-        node: &NodeObject,
-        problem: &desired::NetworkProblem,
-    ) {
-        let note = format!("Interfaces can't be made: {problem}");
-        if node_work.problem.as_ref() != Some(&note) {
-            let reason = Reason::NodeTrunkFailedInitialization;
-            let action = format!("CustomNetworking:{problem}");
-            self.tell_node(node, reason, &action, note.clone());
-            node_work.problem = Some(note);
-        }
-    }
-
-    pub(super) fn tell_pod(
-        &self,
-        uid: &PodUid,
-        pod: &PodEntry,
-        reason: Reason,
-        action: &str,
-        note: String,
-    ) {
-        self.events
-            .publish(Event::new(pod_reference(uid, pod), reason, action, note));
-    }
-
-    pub(super) fn tell_node(&self, node: &NodeObject, reason: Reason, action: &str, note: String) {
-        self.events
-            .publish(Event::new(node_reference(node), reason, action, note));
-    }
-}
-
-pub(super) fn node_reference(node: &NodeObject) -> Regarding {
-    Regarding::Node {
-        name: node.name().to_owned(),
-        uid: node.uid().to_owned(),
-    }
-}
-
-pub(super) fn pod_reference(uid: &PodUid, pod: &PodEntry) -> Regarding {
-    Regarding::Pod {
-        namespace: pod.object.namespace.clone(),
-        name: pod.object.name.clone(),
-        uid: uid.as_str().to_owned(),
     }
 }
