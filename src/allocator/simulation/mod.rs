@@ -843,17 +843,16 @@ fn creation_whose_answer_was_lost_is_asked_for_again_with_the_same_parameters() 
     let mut history = with_pods(&[], 0);
     history.take(&Step::AddPod(0));
     history.take(&Step::Sync);
-    history.take(&Step::Lag(1));
+    history.take(&Step::Lag(5));
     let first = history.plan().actions;
     // An observation that began before says nothing about it.
     history.take(&Step::Audit);
     history.take(&Step::Complete(0, Outcome::FailedAfter));
     history.take(&Step::Observed(Scope::Audit, true));
-    history.world.now += Duration::from_millis(500);
+    history.take(&Step::Advance(RETRY.as_secs()));
     let unsure = history.plan().actions;
     assert!(unsure.is_empty(), "{unsure:?}");
     history.take(&Step::Observed(Scope::Node, true));
-    history.take(&Step::Advance(RETRY.as_secs()));
     assert_eq!(history.plan().actions, first);
     history.settle();
     assert_eq!(history.world.branch_ids().len(), 1);
@@ -884,8 +883,13 @@ fn branch_stays_with_the_pod_that_it_was_given_to() {
 #[test]
 fn trunk_goes_after_all_branches() {
     let mut history = with_pods(&[0, 1, 2], 0);
-    history.world.pods.clear();
     history.standing = Standing::Gone;
+    history.plan();
+    history.take(&Step::Advance(TRUNK_GRACE.as_secs()));
+    let actions = history.plan().actions;
+    assert!(actions.is_empty(), "pods run: {actions:?}");
+
+    history.world.pods.clear();
     let actions = history.settle();
     let is_trunk = |action: &Action| action.subject() == Subject::Trunk;
     let first = actions.iter().position(is_trunk);
