@@ -148,8 +148,15 @@ impl Known {
         })
     }
 
-    async fn availability(&self, ids: &[String]) -> Result<Availability, Ec2Error> {
-        let groups = self.groups(ids).await?.security_groups;
+    /// Without EC2 nothing is said of the groups; what is free is known all the same.
+    async fn availability(&self, ids: &[String]) -> Availability {
+        let groups = match self.groups(ids).await {
+            Ok(groups) => groups.security_groups,
+            Err(error) => {
+                tracing::warn!(%error, "security groups can't be looked up");
+                Vec::new()
+            }
+        };
         let capacity = self.capacity();
         let mut availability = Availability {
             vpc_id: self.view.borrow().vpc_id.clone(),
@@ -171,7 +178,7 @@ impl Known {
                 (Some(_), _) => {}
             }
         }
-        Ok(availability)
+        availability
     }
 }
 
@@ -221,7 +228,7 @@ async fn security_groups(State(known): State<Known>, RawQuery(query): RawQuery) 
 
 async fn admission(State(known): State<Known>, RawQuery(query): RawQuery) -> Response {
     match ids(query) {
-        Ok(ids) => answer(known.availability(&ids).await),
+        Ok(ids) => json(StatusCode::OK, &known.availability(&ids).await),
         Err(why) => refusal(StatusCode::BAD_REQUEST, &why),
     }
 }

@@ -27,9 +27,9 @@ use crate::webhook::server::{Limits, serve_plain};
 /// Run the allocator, which makes trunk and branch interfaces in EC2
 ///
 /// Of several, the holder of a Lease works; the others answer the webhooks beside them and
-/// take over. Credentials, region and endpoint are found as by every AWS SDK: environment
-/// (AWS_REGION, AWS_ENDPOINT_URL_EC2 and others), profile, IRSA, EKS Pod Identity, instance
-/// metadata. Ends on SIGTERM or SIGINT; calls that run are handed over.
+/// take over. Credentials, region and endpoint are found as by AWS's SDKs: environment
+/// (AWS_REGION, AWS_ENDPOINT_URL_EC2 and others), profile (not with SSO or a credential
+/// process), IRSA, EKS Pod Identity, instance metadata. Ends on SIGTERM or SIGINT; calls that run are handed over.
 #[derive(Debug, Args)]
 pub(super) struct AllocatorArgs {
     /// Name of the cluster, which EC2's tags carry

@@ -2,10 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
+use serde_json::{Value, json};
+use sgp::api::CNINode;
 use tempfile::NamedTempFile;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use crate::stage::{Setting, Stage, allocatable, eventually};
 
@@ -81,4 +87,45 @@ async fn table_of_the_operator_sets_how_many_branches_a_type_takes() {
     let nodes: Api<Node> = Api::all(stage.client());
     let node = nodes.get(&stage.node().name).await.unwrap();
     assert_eq!(allocatable(&node), Some(2));
+}
+
+#[tokio::test]
+async fn beside_the_controller_of_eks_it_answers_and_changes_nothing() {
+    let mut stage = Stage::start(Setting::default()).await;
+    let allocator = stage.sandbox_mut().allocator().unwrap();
+    allocator.process().stop(Duration::from_secs(5)).unwrap();
+    let arguments = ["--eni-backend=eks"];
+    let eks = stage.sandbox().spawn_allocator("eks", &arguments);
+    let mut eks = eks.unwrap();
+    eks.wait_until_it_listens().await.unwrap();
+    stage.simulator().reset_calls();
+    let zone = &stage.network().zones[0].name;
+    let node = stage.sandbox().add_node("m5.large", zone).await.unwrap();
+
+    let green = &stage.groups().green;
+    let path = format!("/v1/admission?id={green}&id=sg-00000000");
+    let answer = eventually("the cluster to be known", async || {
+        let answer = ask(eks.socket(), &path).await;
+        answer["vpc_id"].is_string().then_some(answer)
+    })
+    .await;
+    assert_eq!(answer["missing"], json!(["sg-00000000"]));
+    assert_eq!(answer["elsewhere"], json!([]));
+
+    let calls = stage.calls();
+    let is_harmless = |call: &&String| call.starts_with("Describe") || *call == "RunInstances";
+    assert!(calls.keys().all(|call| is_harmless(&call)), "{calls:?}");
+    let cni_nodes = Api::<CNINode>::all(stage.client());
+    assert!(cni_nodes.get_opt(&node.name).await.unwrap().is_none());
+}
+
+/// The JSON that an allocator answers on its socket.
+async fn ask(socket: &Path, path: &str) -> Value {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap()
 }

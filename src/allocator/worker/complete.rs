@@ -1,6 +1,6 @@
 //! What calls have come to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{Done, Who, Work, Worker};
@@ -289,7 +289,7 @@ impl Worker {
         match result {
             Ok(instances) => {
                 work.retries.remove(&Who::Instances);
-                let mut unknown: std::collections::BTreeSet<String> = ids.into_iter().collect();
+                let mut unknown: BTreeSet<String> = ids.into_iter().collect();
                 for instance in instances {
                     unknown.remove(&instance.id);
                     work.dirty.insert(instance.id.clone());
@@ -298,10 +298,17 @@ impl Worker {
                     }
                 }
                 for id in unknown {
-                    tracing::warn!(instance = id, "EC2 does not know the instance of a node");
+                    let note = format!(
+                        "EC2 does not know the instance {id}, which the node's spec.providerID \
+                         names: is the allocator's account or region another?"
+                    );
+                    if let Some(node) = self.cluster.node_of(&id) {
+                        let reason = Reason::NodeTrunkFailedInitialization;
+                        let action = "DescribeInstances:Unknown";
+                        self.tell_node(node, reason, action, note.clone());
+                    }
                     if let Some(node_work) = work.nodes.get_mut(&id) {
-                        node_work.problem =
-                            Some(format!("EC2 does not know the instance {id} of the node"));
+                        node_work.problem = Some(note);
                     }
                     work.wakes.insert((now + super::LEFTOVER_PAUSE, id));
                 }

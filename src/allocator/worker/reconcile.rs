@@ -316,6 +316,15 @@ impl Worker {
                 }
                 Err(_) => {}
             }
+            let trunk_rests = !node_work
+                .state
+                .observed
+                .retry_at
+                .contains_key(&Subject::Trunk);
+            let is_attached = matches!(trunk, TrunkState::Attached(_));
+            if !asks || (is_attached && network.is_some() && trunk_rests) {
+                node_work.problem = None;
+            }
             let name = node.name().to_owned();
             self.do_chores(work, &name, trunk, now);
         } else {
