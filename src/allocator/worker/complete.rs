@@ -180,7 +180,7 @@ impl Worker {
             }
         }
         // That another process leads is no news for people.
-        if error.code != NOT_SENT && error.code != NOT_SENT {
+        if error.code != NOT_SENT {
             self.tell_failure(work, instance, action, error);
         }
     }
