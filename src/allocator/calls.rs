@@ -128,6 +128,11 @@ impl CallError {
             _ if error.code == "IdempotentParameterMismatch" => Failed::TokenMismatch,
             _ => Failed::Unsure,
         };
+        // What the whole account meets is no matter of one subnet or instance.
+        let scope = match error.class {
+            ErrorClass::Forbidden | ErrorClass::Throttled => "",
+            _ => scope,
+        };
         Self {
             cause: Cause {
                 call: error.call,
@@ -471,7 +476,8 @@ impl Calls {
         let full = |class, code: &str, message| CallError {
             cause: Cause {
                 call: "AttachNetworkInterface",
-                scope: id.clone(),
+                // Each look costs calls, so that many full instances take turns.
+                scope: String::new(),
             },
             class,
             failed: Failed::Unsure,

@@ -233,12 +233,15 @@ impl Cluster {
             Change::Policies(of) => self.apply_policies(of, &mut touched),
             Change::ServiceAccounts(of) => self.apply_service_accounts(of, &mut touched),
             Change::Cooldowns(of) => {
-                self.cooldown = last(of).unwrap_or_default();
-                touched.all = true;
+                let cooldown = last(of).unwrap_or_default();
+                touched.all = cooldown != self.cooldown;
+                self.cooldown = cooldown;
             }
             Change::Plugins(of) => {
-                self.plugin = last(of).unwrap_or_default();
-                touched.all = true;
+                // Its status changes with each node.
+                let plugin = last(of).unwrap_or_default();
+                touched.all = plugin != self.plugin;
+                self.plugin = plugin;
             }
         }
         touched

@@ -188,7 +188,11 @@ pub fn desired<'a>(
             if !pod.confirmed_unselected && (rules.policies_defined || branch.is_none()) {
                 unconfirmed.push(uid.clone());
             }
-            // Until it is certain that no policy selects it, what it has stays.
+            // Until it is certain that no policy selects it, what it has stays, and what is
+            // being made for it goes no further.
+            if annotated.is_none() {
+                held.extend(claim.map(|(id, _)| Subject::Branch(id.clone())));
+            }
             match branch {
                 Some(branch) => branch.group_ids.clone(),
                 None => {

@@ -275,6 +275,8 @@ impl<'a> Planning<'a> {
             .iter()
             .filter(|(uid, _)| !self.owners.by_pod.contains_key(uid))
             .filter(|(uid, _)| !observed.creating.contains_key(uid))
+            // Whoever is held takes no place from others, and gets nobody else's branch.
+            .filter(|(uid, _)| !observed.busy.contains(&Subject::Pod((*uid).clone())))
             .collect();
         waiting.sort_by_key(|(_, pod)| pod.arrival);
 

@@ -81,11 +81,25 @@ impl<W: Clone + Ord + Hash> Retries<W> {
         now + (pause * turns).mul_f64(0.8 + 0.2 * jitter)
     }
 
-    /// Notes a success, and gives others that failed in the same call, those first that have
-    /// waited longest: they may be tried again now. Nobody is woken twice, so that the number
-    /// of those who are tried doubles with each round of successes.
+    /// Notes a success in a call, and gives others that failed in the same one, or in the one
+    /// that this failed in before, those first that have waited longest: they may be tried
+    /// again now. Nobody is woken twice, so that the number of those who are tried doubles with
+    /// each round of successes.
     pub fn succeeded(&mut self, who: &W, cause: &Cause) -> Vec<W> {
-        self.forget(who);
+        let mut woken = self.recovered(who);
+        woken.extend(self.wake(cause));
+        woken
+    }
+
+    /// Notes a success of something that may have failed before, as [`Self::succeeded`].
+    pub fn recovered(&mut self, who: &W) -> Vec<W> {
+        match self.forget(who) {
+            Some(waiting) => self.wake(&waiting.cause),
+            None => Vec::new(),
+        }
+    }
+
+    fn wake(&mut self, cause: &Cause) -> Vec<W> {
         let Some(alike) = self.by_cause.get_mut(cause) else {
             return Vec::new();
         };
@@ -98,6 +112,14 @@ impl<W: Clone + Ord + Hash> Retries<W> {
             self.by_cause.remove(cause);
         }
         woken
+    }
+
+    /// Forgets those who want nothing any more.
+    pub fn retain(&mut self, wanted: impl Fn(&W) -> bool) {
+        let unwanted = self.waiting.keys().filter(|who| !wanted(who));
+        for who in unwanted.cloned().collect::<Vec<_>>() {
+            self.forget(&who);
+        }
     }
 
     /// How often it has failed in a row.
@@ -199,5 +221,21 @@ mod tests {
         }
         assert!(rounds <= 10, "{rounds}");
         assert!((0..1_000).all(|who| retries.failures(&who) == 0));
+    }
+
+    #[test]
+    fn recovery_wakes_those_that_failed_as_this_one_did_and_the_gone_are_forgotten() {
+        let (mut retries, now) = (Retries::default(), Instant::now());
+        for who in 1..=4 {
+            retries.failed(&who, cause("a"), ErrorClass::Full, now, 1.0);
+        }
+        retries.retain(|who| *who != 2);
+        assert_eq!(retries.failures(&2), 0);
+        assert_eq!(retries.recovered(&1), [3, 4]);
+        assert_eq!(retries.recovered(&1), [0u64; 0]);
+
+        retries.failed(&5, cause("b"), ErrorClass::Full, now, 1.0);
+        retries.failed(&6, cause("b"), ErrorClass::Full, now, 1.0);
+        assert_eq!(retries.succeeded(&5, &cause("c")), [6]);
     }
 }

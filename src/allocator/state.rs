@@ -187,16 +187,20 @@ impl NodeState {
         self.observed.busy.extend(held);
         self.observed.note_idle(desired, now);
         let mut plan = plan(desired, &self.observed, now);
-        let trunk_rests = !self.observed.busy.contains(&Subject::Trunk)
+        let is_idle = !self.observed.busy.contains(&Subject::Trunk)
             && !plan
                 .actions
                 .iter()
-                .any(|action| action.subject() == Subject::Trunk)
-            && !self.observed.retry_at.contains_key(&Subject::Trunk);
+                .any(|action| action.subject() == Subject::Trunk);
+        let retry_at = self.observed.retry_at.get(&Subject::Trunk);
+        let rests_until = retry_at.copied().filter(|at| *at > now);
         if let Some(surplus) = self.surplus_trunks.first()
-            && trunk_rests
+            && is_idle
         {
-            plan.actions.push(Action::DeleteTrunk(surplus.clone()));
+            match rests_until {
+                Some(at) => plan.wake_at = plan.wake_at.into_iter().chain([at]).min(),
+                None => plan.actions.push(Action::DeleteTrunk(surplus.clone())),
+            }
         }
         plan.wake_at = plan.wake_at.into_iter().chain(next_expiry).min();
         plan

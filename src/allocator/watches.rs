@@ -5,9 +5,10 @@ use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
-use kube::core::PartialObjectMeta;
+use kube::api::DynamicObject;
+use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -15,6 +16,7 @@ use super::cluster::{Change, Of};
 use super::cooldown::Cooldown;
 use super::objects::PluginSettings;
 use crate::api::names::{CNI_CONFIG_MAP, CNI_DAEMON_SET, CNI_NAMESPACE};
+use crate::api::{ENIConfig, ENIConfigSpec};
 use crate::api_server::policies::policy_resource;
 use crate::api_server::{Feed, follow};
 
@@ -31,6 +33,8 @@ pub async fn run(client: Client, changes: UnboundedSender<Change>) {
     let config_maps = Api::<ConfigMap>::namespaced(client.clone(), CNI_NAMESPACE);
     let plugins = Api::<DaemonSet>::namespaced(client.clone(), CNI_NAMESPACE);
     let alive = config.clone().fields(BOUND_AND_ALIVE);
+    let resource = ApiResource::erase::<ENIConfig>(&());
+    let eni_configs = Api::all_with(client.clone(), &resource);
     let to = &changes;
     tokio::join!(
         each(Api::all(client.clone()), alive, "pods", to, Change::Pods),
@@ -48,13 +52,7 @@ pub async fn run(client: Client, changes: UnboundedSender<Change>) {
             to,
             Change::CniNodes
         ),
-        each(
-            Api::all(client),
-            config.clone(),
-            "eniconfigs",
-            to,
-            Change::EniConfigs
-        ),
+        each(eni_configs, config.clone(), "eniconfigs", to, eni_config),
         each(
             policies,
             config.clone(),
@@ -78,6 +76,20 @@ pub async fn run(client: Client, changes: UnboundedSender<Change>) {
         ),
         each(plugins, named(CNI_DAEMON_SET), "daemonsets", to, plugin),
     );
+}
+
+/// Read object by object: the plugin's definition takes more than ours, and one that can't be
+/// read must not hide the others. It counts as one that says nothing.
+fn eni_config(configs: Of<DynamicObject>) -> Change {
+    Change::EniConfigs(configs.map(|config| {
+        let name = config.name_any();
+        let spec = serde_json::from_value(config.data["spec"].clone());
+        let spec = spec.unwrap_or_else(|error| {
+            tracing::warn!(name, %error, "the spec of an ENIConfig can't be read");
+            ENIConfigSpec::default()
+        });
+        ENIConfig::new(&name, spec)
+    }))
 }
 
 fn cooldown(maps: Of<ConfigMap>) -> Change {
@@ -119,15 +131,21 @@ impl<K> ToChannel<K> {
     }
 }
 
-impl<K: Clone + Debug> Feed<K> for ToChannel<K> {
+/// Without what takes the most memory, and is nobody's business here.
+fn slim<K: Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
+impl<K: Clone + Debug + Resource> Feed<K> for ToChannel<K> {
     type Index = Vec<K>;
 
     fn add(index: &mut Vec<K>, object: K) {
-        index.push(object);
+        index.push(slim(object));
     }
 
     fn apply(&self, object: K) {
-        self.send(Of::Apply(object));
+        self.send(Of::Apply(slim(object)));
     }
 
     fn delete(&self, object: &K) {

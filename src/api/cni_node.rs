@@ -48,10 +48,14 @@ pub struct Feature {
 }
 
 /// The features that a node can ask for.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum FeatureName {
     /// Branch interfaces for pods that a SecurityGroupPolicy selects.
     SecurityGroupsForPods,
     /// Interfaces in the subnet of an ENIConfig.
     CustomNetworking,
+    /// One that a later plugin has brought, which is none of our business.
+    #[serde(untagged)]
+    #[schemars(skip)]
+    Other(String),
 }

@@ -121,14 +121,8 @@ impl Worker {
         let tick = work.next_tick();
         let who = Who::Subject(instance.to_owned(), action.subject());
         let cause = cause_of(action, work, instance);
-        for other in work.retries.succeeded(&who, &cause) {
-            if let Who::Subject(instance, subject) = other
-                && let Some(node_work) = work.nodes.get_mut(&instance)
-            {
-                node_work.state.observed.retry_at.insert(subject, now);
-                work.dirty.insert(instance);
-            }
-        }
+        let others = work.retries.succeeded(&who, &cause);
+        self.wake(work, others, now);
         if let Some((interface, resource_version)) = carried.annotation
             && let Action::Annotate { pod, .. } = action
         {
@@ -141,6 +135,31 @@ impl Worker {
         };
         node_work.state.succeed(action, carried.effect, tick, now);
         self.tell_success(work, instance, action, now);
+    }
+
+    /// Lets others try again who may have waited for what somebody has just seen to be over.
+    fn wake(&self, work: &mut Work, others: Vec<Who>, now: Instant) {
+        for who in others {
+            work.pauses.remove(&who);
+            match who {
+                Who::Subject(instance, subject) => {
+                    if let Some(node_work) = work.nodes.get_mut(&instance) {
+                        node_work.state.observed.retry_at.insert(subject, now);
+                        work.dirty.insert(instance);
+                    }
+                }
+                Who::Chore(node, _) => {
+                    work.dirty_names.insert(node);
+                }
+                Who::Confirmation(uid) => {
+                    let pod = self.cluster.pods.get(&uid);
+                    work.dirty_names
+                        .extend(pod.map(|pod| pod.object.node.clone()));
+                }
+                Who::Observation(instance) => work.dirty.extend(instance),
+                Who::Instances | Who::Limits(_) => {}
+            }
+        }
     }
 
     fn failed(
@@ -216,7 +235,8 @@ impl Worker {
                 return;
             }
         };
-        work.retries.remove(&who);
+        let others = work.retries.recovered(&who);
+        self.wake(work, others, now);
         let name = instance
             .as_ref()
             .and_then(|id| work.nodes.get(id)?.name.clone());
@@ -310,7 +330,7 @@ impl Worker {
                     if let Some(node_work) = work.nodes.get_mut(&id) {
                         node_work.problem = Some(note);
                     }
-                    work.wakes.insert((now + super::LEFTOVER_PAUSE, id));
+                    work.wakes.set(now + super::LEFTOVER_PAUSE, &id);
                 }
             }
             Err(error) => {
@@ -341,7 +361,8 @@ impl Worker {
         let who = Who::Confirmation(uid.clone());
         match result {
             Ok(true) => {
-                work.retries.remove(&who);
+                let others = work.retries.recovered(&who);
+                self.wake(work, others, now);
                 if let Some(pod) = self.cluster.pods.get_mut(&uid) {
                     // A policy that came meanwhile has been seen, or will be.
                     pod.confirmed_unselected = pod.groups.is_empty();
@@ -374,7 +395,8 @@ impl Worker {
         let who = Who::Chore(node.clone(), chore.kind());
         match result {
             Ok(()) => {
-                work.retries.remove(&who);
+                let others = work.retries.recovered(&who);
+                self.wake(work, others, now);
                 // Until the watch shows what was written, it looks as if it were still due.
                 work.pauses.insert(who, now + WATCH_LAG);
             }

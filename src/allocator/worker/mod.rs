@@ -9,6 +9,7 @@ mod complete;
 mod reconcile;
 mod show;
 mod tell;
+mod wakes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -21,6 +22,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use self::wakes::Wakes;
 use super::calls::{CallError, Calls, Carried};
 use super::chores::Chore;
 use super::cluster::{Change, Cluster, Touched};
@@ -129,7 +131,7 @@ struct Work {
     audit_at: Instant,
     dirty: BTreeSet<String>,
     dirty_names: BTreeSet<String>,
-    wakes: BTreeSet<(Instant, String)>,
+    wakes: Wakes,
     wanted_instances: BTreeSet<String>,
     describing: bool,
     retries: Retries<Who>,
@@ -227,7 +229,7 @@ impl Work {
             audit_at: now,
             dirty: BTreeSet::new(),
             dirty_names: BTreeSet::new(),
-            wakes: BTreeSet::new(),
+            wakes: Wakes::default(),
             wanted_instances: BTreeSet::new(),
             describing: false,
             retries: Retries::default(),
@@ -255,7 +257,7 @@ impl Work {
     fn rests(&mut self, who: &Who, now: Instant, wake: &str) -> bool {
         match self.pauses.get(who) {
             Some(at) if *at > now => {
-                self.wakes.insert((*at, wake.to_owned()));
+                self.wakes.set(*at, wake);
                 true
             }
             Some(_) => {
@@ -370,18 +372,17 @@ impl Worker {
         if self.vpc_id.is_some() || self.work.is_some() || !is_due || !self.cluster.is_complete() {
             return;
         }
-        let mut instances = self
-            .cluster
-            .nodes
-            .values()
-            .filter_map(NodeObject::instance_id);
-        let Some(id) = instances.next().map(str::to_owned) else {
-            return;
-        };
         self.vpc_lookup_at = Some(now + VPC_LOOKUP_PAUSE);
+        let nodes = self.cluster.nodes.values();
+        let instances = nodes.filter_map(NodeObject::instance_id);
+        // One may be gone; of so many hardly all are.
+        let ids: Vec<_> = instances.take(5).map(str::to_owned).collect();
+        if ids.is_empty() {
+            return;
+        }
         let calls = self.calls.clone();
         self.vpc_lookup.spawn(async move {
-            let found = calls.instances(vec![id]).await.ok()?;
+            let found = calls.instances(ids).await.ok()?;
             found.into_iter().next().map(|instance| instance.vpc_id)
         });
     }
@@ -451,7 +452,7 @@ impl Worker {
         let Some(work) = &self.work else {
             return self.vpc_lookup_at.filter(|_| self.vpc_id.is_none());
         };
-        let first = work.wakes.first().map(|(at, _)| *at);
+        let first = work.wakes.first();
         let groups = (!work.lacking_groups.is_empty() && !work.checking_groups)
             .then_some(work.check_groups_at);
         let audit = (!work.observing_all).then_some(work.audit_at);

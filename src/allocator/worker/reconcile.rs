@@ -1,6 +1,5 @@
 //! From what is known to the next calls.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::{
@@ -11,7 +10,8 @@ use crate::allocator::calls::{Circumstances, PodReference};
 use crate::allocator::chores::{self, TrunkState};
 use crate::allocator::cluster::PodEntry;
 use crate::allocator::desired::{self, Network, Rules, Standing, asks, desired};
-use crate::allocator::{Action, DesiredNode, PodUid, Subject};
+use crate::allocator::state::NodeState;
+use crate::allocator::{Action, DesiredNode, DesiredPod, PodUid, Subject};
 use crate::api::SecurityGroupId;
 use crate::ec2::calls::Priority;
 use crate::ec2::instance_limits::InstanceLimits;
@@ -53,8 +53,7 @@ impl Worker {
     }
 
     fn wake_due(&self, work: &mut Work, now: Instant) {
-        while work.wakes.first().is_some_and(|(at, _)| *at <= now) {
-            let (_, instance) = work.wakes.pop_first().expect("there is a first");
+        while let Some(instance) = work.wakes.take_due(now) {
             if work.nodes.contains_key(&instance) {
                 work.dirty.insert(instance);
             } else {
@@ -73,6 +72,17 @@ impl Worker {
             .retain(|uid| self.cluster.pods.contains_key(uid));
         work.bound_at
             .retain(|uid, _| self.cluster.pods.contains_key(uid));
+        let (cluster, nodes) = (&self.cluster, &work.nodes);
+        let is_there = |who: &Who| match who {
+            Who::Subject(instance, _) => nodes.contains_key(instance),
+            Who::Confirmation(uid) => cluster.pods.contains_key(uid),
+            Who::Chore(name, _) => {
+                cluster.nodes.contains_key(name) || cluster.cni_nodes.contains_key(name)
+            }
+            Who::Instances | Who::Observation(_) | Who::Limits(_) => true,
+        };
+        work.retries.retain(is_there);
+        work.pauses.retain(|who, at| *at > now && is_there(who));
         let begun = work.next_tick();
         let calls = self.calls.clone();
         // At first everybody waits for it.
@@ -329,8 +339,7 @@ impl Worker {
             self.do_chores(work, &name, trunk, now);
         } else {
             node_work.gone_since.get_or_insert(now);
-            work.wakes
-                .insert((now + LEFTOVER_PAUSE, instance.to_owned()));
+            work.wakes.set(now + LEFTOVER_PAUSE, instance);
         }
 
         let standing = match (&node, &support, &network) {
@@ -354,7 +363,7 @@ impl Worker {
         let desired = desired(standing, pods.iter().copied(), &node_work.state, rules);
 
         let mut held = desired.held;
-        held.extend(self.held_by_groups(work, instance, &desired.node, now));
+        held.extend(self.held_by_groups(work, instance, &desired.node, &node_work.state, now));
         let in_grace = node_work
             .gone_since
             .is_some_and(|since| since + TRUNK_GRACE > now);
@@ -374,7 +383,7 @@ impl Worker {
         let tick = work.next_tick();
         let plan = node_work.state.plan(&desired.node, held, tick, now);
         if let Some(at) = plan.wake_at {
-            work.wakes.insert((at, instance.to_owned()));
+            work.wakes.set(at, instance);
         }
         if let Some(network) = network {
             node_work.subnet_id = network.subnet_id;
@@ -415,22 +424,23 @@ impl Worker {
         work: &mut Work,
         instance: &str,
         desired: &DesiredNode,
+        state: &NodeState,
         now: Instant,
     ) -> Vec<Subject> {
-        let wanted: BTreeSet<&str> = desired
-            .pods
-            .values()
-            .flat_map(|pod| &pod.group_ids)
-            .chain(desired.trunk_groups.iter().flatten())
-            .map(SecurityGroupId::as_str)
-            .collect();
-        work.lacking_groups.retain(|(of, _), (group, since)| {
-            let waits = wanted.contains(group.as_str()) && *since + GROUP_PATIENCE > now;
-            of != instance || waits
-        });
-        let lacking = work.lacking_groups.keys();
-        let here = lacking.filter(|(of, _)| of == instance);
-        here.map(|(_, subject)| subject.clone()).collect()
+        let first = (instance.to_owned(), Subject::Trunk);
+        let lacking = work.lacking_groups.range(first..);
+        let here = lacking.take_while(|((of, _), _)| of == instance);
+        let (held, settled): (Vec<_>, Vec<_>) = here
+            .map(|((_, subject), (group, since))| {
+                let wanted = groups_of(subject, desired, state);
+                let wants = wanted.is_some_and(|all| all.iter().any(|id| id.as_str() == group));
+                (subject.clone(), wants && *since + GROUP_PATIENCE > now)
+            })
+            .partition(|(_, waits)| *waits);
+        for (subject, _) in settled {
+            work.lacking_groups.remove(&(instance.to_owned(), subject));
+        }
+        held.into_iter().map(|(subject, _)| subject).collect()
     }
 
     fn observe_one(&self, work: &mut Work, instance: &str, node_work: &mut NodeWork, now: Instant) {
@@ -532,5 +542,26 @@ impl Worker {
                 result,
             }
         });
+    }
+}
+
+/// The groups that something is to have.
+fn groups_of<'a>(
+    subject: &Subject,
+    desired: &'a DesiredNode,
+    state: &NodeState,
+) -> Option<&'a Vec<SecurityGroupId>> {
+    match subject {
+        Subject::Trunk => desired.trunk_groups.as_ref(),
+        Subject::Pod(uid) => desired.pods.get(uid).map(|pod| &pod.group_ids),
+        Subject::Branch(id) => {
+            let named = |pod: &&DesiredPod| pod.annotated.as_ref() == Some(id);
+            let claim = || {
+                let claimed_by = state.observed.branches.get(id)?.claimed_by.as_ref()?;
+                desired.pods.get(claimed_by)
+            };
+            let owner = desired.pods.values().find(named).or_else(claim);
+            owner.map(|pod| &pod.group_ids)
+        }
     }
 }
