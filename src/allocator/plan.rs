@@ -275,8 +275,6 @@ impl<'a> Planning<'a> {
             .iter()
             .filter(|(uid, _)| !self.owners.by_pod.contains_key(uid))
             .filter(|(uid, _)| !observed.creating.contains_key(uid))
-            // Whoever is held takes no place from others, and gets nobody else's branch.
-            .filter(|(uid, _)| !observed.busy.contains(&Subject::Pod((*uid).clone())))
             .collect();
         waiting.sort_by_key(|(_, pod)| pod.arrival);
 
@@ -284,6 +282,12 @@ impl<'a> Planning<'a> {
         let mut count = observed.branches.len() + observed.creating.len();
         if self.attached_trunk().is_some() {
             for (uid, pod) in waiting {
+                if observed.busy.contains(&Subject::Pod(uid.clone())) {
+                    // Whoever is held takes no place from others and gets nobody else's
+                    // branch; but what was asked for may be there already.
+                    count += usize::from(observed.reserved.contains_key(uid));
+                    continue;
+                }
                 if let Some((id, branch)) = take_fitting(&mut idle, pod) {
                     let changed = !same(&pod.group_ids, &branch.group_ids);
                     self.act(Action::Reuse {

@@ -86,8 +86,11 @@ impl<W: Clone + Ord + Hash> Retries<W> {
     /// again now. Nobody is woken twice, so that the number of those who are tried doubles with
     /// each round of successes.
     pub fn succeeded(&mut self, who: &W, cause: &Cause) -> Vec<W> {
-        let mut woken = self.recovered(who);
-        woken.extend(self.wake(cause));
+        let own = self.forget(who).map(|waiting| waiting.cause);
+        let mut woken = self.wake(cause);
+        if let Some(own) = own.filter(|own| own != cause) {
+            woken.extend(self.wake(&own));
+        }
         woken
     }
 

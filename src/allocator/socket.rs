@@ -607,8 +607,15 @@ mod tests {
         }
         *allocator.ec2.error.lock().unwrap() = Some(forbidden());
         let why = forbidden().to_string();
-        let path = format!("/v1/admission?id={HERE}");
+        let path = format!("/v1/security-groups?id={HERE}");
         assert_eq!(allocator.json(&path).await, (503, json!({"error": why})));
+
+        // What is free is known without EC2.
+        allocator.show(&[("half", 9, 4)]);
+        let path = format!("/v1/admission?id={HERE}");
+        let (status, availability) = allocator.json(&path).await;
+        assert_eq!((status, &availability["free"]), (200, &json!(5)));
+        assert_eq!(availability["missing"], json!([]));
     }
 
     #[tokio::test]
