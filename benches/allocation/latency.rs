@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 use sgp::dev::Sandbox;
 use sgp::dev::nodes::NodeGroup;
 use sgp::dev::pod_watch::{PodWatch, SeenPod};
@@ -162,28 +164,40 @@ pub(crate) async fn idle(bench: &Bench) -> anyhow::Result<Section> {
             ..Settings::default()
         })?;
         let numbers = round * PODS..(round + 1) * PODS;
-        let waits = one_at_a_time(&sandbox, &watch, numbers).await?;
+        let (waits, patches) = one_at_a_time(&sandbox, &watch, numbers).await?;
         let beyond = |percent| milliseconds(percentile(&waits, percent)) - (CALLS * latency) as f64;
         let what = format!("milliseconds beyond {CALLS} calls of {latency} ms");
         section.check(format!("{what}, median"), beyond(50), BUDGET);
         section.show(format!("{what}, slowest"), beyond(100));
+        let patch = milliseconds(percentile(&patches, 50));
+        section.show(
+            "  of these a patch of a pod by the API server, median",
+            patch,
+        );
     }
     sandbox.stop();
     Ok(section)
 }
 
+/// How long each pod waited, and how long the API server took over a patch of it afterwards.
 async fn one_at_a_time(
     sandbox: &Sandbox,
     watch: &PodWatch,
     numbers: std::ops::Range<usize>,
-) -> anyhow::Result<Vec<Duration>> {
+) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
     let api = cluster::pods(sandbox);
     let before: Vec<String> = watch.seen().keys().cloned().collect();
+    let mut patches = Vec::new();
     for number in numbers {
-        cluster::create_pods(&api, GREEN, number..number + 1).await?;
+        let names = cluster::create_pods(&api, GREEN, number..number + 1).await?;
         annotated(watch, number + 1).await?;
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {"bench": "patched"}}}));
+        let begin = Instant::now();
+        api.patch(&names[0], &PatchParams::default(), &patch)
+            .await?;
+        patches.push(begin.elapsed());
     }
     let seen = watch.seen();
     let new = seen.iter().filter(|(uid, _)| !before.contains(uid));
-    Ok(new.filter_map(|(_, pod)| pod.waited()).collect())
+    Ok((new.filter_map(|(_, pod)| pod.waited()).collect(), patches))
 }

@@ -87,9 +87,6 @@ pub(crate) async fn start(bench: &Bench, nodes: usize) -> anyhow::Result<Section
     let cpu = cpu_time(allocator.id())?;
     until_quiet(&cloud).await?;
     let calls = cloud.simulator().call_counts();
-    for (action, outcomes) in &calls.by_action {
-        eprintln!("         {action} {outcomes:?}");
-    }
     let memory = Memory::of(allocator.id())?;
     let interfaces = nodes * (BRANCHES + 2);
     let title = format!("Start with {nodes} nodes and {interfaces} interfaces in EC2");

@@ -140,7 +140,7 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "  ({} pods; kills, and nodes whose free branches all rest, count)",
+            "  ({} pods; who comes to a node whose branches all rest waits too, and a kill begins\n  their rest anew)",
             self.waits.len()
         )?;
         match self.findings.len() {
