@@ -1,7 +1,7 @@
 //! Pods come and go while the allocator is killed again and again: in the end exactly what the
 //! living pods need must be left.
 //!
-//! [`script`] says what is to happen, here it is carried out, `observe` gathers what there is
+//! `script` says what is to happen, here it is carried out, `observe` gathers what there is
 //! when all is at rest, and `audit`, which is pure, finds what is wrong.
 
 mod audit;
