@@ -40,6 +40,7 @@ pub struct CNINodeSpec {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct Feature {
     /// Which feature.
+    #[schemars(with = "DefinedFeatureName")]
     pub name: FeatureName,
 
     /// Empty for `SecurityGroupsForPods`; the ENIConfig's name for `CustomNetworking`.
@@ -48,7 +49,7 @@ pub struct Feature {
 }
 
 /// The features that a node can ask for.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum FeatureName {
     /// Branch interfaces for pods that a SecurityGroupPolicy selects.
     SecurityGroupsForPods,
@@ -56,6 +57,15 @@ pub enum FeatureName {
     CustomNetworking,
     /// One that a later plugin has brought, which is none of our business.
     #[serde(untagged)]
-    #[schemars(skip)]
     Other(String),
+}
+
+/// The features that our definition of the resource takes.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum DefinedFeatureName {
+    /// Branch interfaces for pods that a SecurityGroupPolicy selects.
+    SecurityGroupsForPods,
+    /// Interfaces in the subnet of an ENIConfig.
+    CustomNetworking,
 }
