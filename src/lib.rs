@@ -13,6 +13,7 @@
 //! * [`api`]: the shapes and names that other programs see.
 //! * [`policy`]: which security groups a pod gets, and why; pure.
 //! * [`webhook`]: admission over HTTP.
+//! * [`server`]: HTTPS, every step bounded in time.
 //! * [`tls`]: serving certificates.
 //! * [`allocator`]: trunk and branch interfaces, from the plan to the calls, and the socket
 //!   on which the webhook asks.
@@ -35,6 +36,7 @@ pub mod cli;
 pub mod dev;
 pub mod ec2;
 pub mod policy;
+pub mod server;
 pub mod telemetry;
 pub mod tls;
 pub mod webhook;

@@ -179,7 +179,7 @@ async fn printed_commands_bring_the_files_into_a_cluster() {
         .unwrap_or_else(|error| panic!("{error}"));
     let kubectl = |arguments: &[&str]| succeeded(control_plane.kubectl().args(arguments));
     for manifest in ["namespace.yaml", "mutating-webhook.yaml"] {
-        let path = format!("{}/manifests/{manifest}", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/manifests/base/{manifest}", env!("CARGO_MANIFEST_DIR"));
         kubectl(&["apply", "--server-side", "-f", &path]);
     }
     let files = Files::made(&[NAME]);

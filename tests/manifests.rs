@@ -35,10 +35,11 @@ fn definitions_are_what_the_program_prints() {
 #[tokio::test]
 async fn api_server_takes_every_manifest_and_a_second_time_changes_nothing() {
     let control_plane = start().await;
-    let manifests = in_repository("manifests");
+    let manifests = in_repository("manifests/base");
     let manifests = manifests.to_str().unwrap();
-    let sandbox = format!("{manifests}/sandbox");
-    let sources = [["-k", manifests], ["-f", &sandbox]];
+    let sandbox = in_repository("manifests/sandbox");
+    let sandbox = sandbox.to_str().unwrap();
+    let sources = [["-k", manifests], ["-f", sandbox]];
 
     let applied: BTreeSet<String> = sources
         .iter()
@@ -68,7 +69,7 @@ async fn api_server_takes_every_manifest_and_a_second_time_changes_nothing() {
 
 #[test]
 fn webhook_and_allocator_share_a_socket_and_answer_their_probes() {
-    let manifest = fs::read_to_string(in_repository("manifests/deployment.yaml")).unwrap();
+    let manifest = fs::read_to_string(in_repository("manifests/base/deployment.yaml")).unwrap();
     let deployment: Value = serde_saphyr::from_str(&manifest).unwrap();
     let spec = &deployment["spec"]["template"]["spec"];
     let [webhook, allocator] = &spec["containers"].as_array().unwrap()[..] else {
@@ -116,7 +117,7 @@ async fn policy_definition_takes_what_clusters_hold_and_nothing_of_another_type(
     let control_plane = start().await;
     apply(
         &control_plane,
-        &["-k", in_repository("manifests").to_str().unwrap()],
+        &["-k", in_repository("manifests/base").to_str().unwrap()],
     );
     let definition = "crd/securitygrouppolicies.vpcresources.k8s.aws";
     kubectl(
@@ -274,7 +275,7 @@ fn generations(control_plane: &ControlPlane, source: &[&str; 2]) -> BTreeMap<Str
 /// All documents in the manifests, named as kubectl names what it applies.
 fn documents() -> BTreeSet<String> {
     let mut documents = BTreeSet::new();
-    for folder in ["manifests", "manifests/crds", "manifests/sandbox"] {
+    for folder in ["manifests/base", "manifests/crds", "manifests/sandbox"] {
         for entry in fs::read_dir(in_repository(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.is_file() && !path.ends_with("kustomization.yaml") {

@@ -12,8 +12,8 @@ use axum::body::Bytes;
 use axum::http::header;
 use axum::routing::post;
 use sgp::api::names::MUTATE_POD_PATH;
+use sgp::server;
 use sgp::tls::ServingCertificate;
-use sgp::webhook::server;
 use tokio::net::TcpListener;
 
 use crate::load::Target;

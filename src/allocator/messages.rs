@@ -16,7 +16,7 @@ pub fn failure(error: &CallError, policies: impl Fn(&str) -> Vec<String>) -> Str
             None => "correct what names it; the pod waits".to_owned(),
         },
         (ErrorClass::Forbidden, _) if error.cause.call.contains(' ') => {
-            "give the allocator's service account the rights of manifests/rbac.yaml".to_owned()
+            "give the allocator's service account the rights of manifests/base/rbac.yaml".to_owned()
         }
         (ErrorClass::Forbidden, _) => format!(
             "the allocator's role needs the managed policy {MANAGED_POLICY} and the statement \
@@ -110,7 +110,7 @@ mod tests {
             (
                 error("patch pod", ErrorClass::Forbidden, "Forbidden", "no"),
                 "patch pod failed with Forbidden: no; give the allocator's service account the \
-                 rights of manifests/rbac.yaml",
+                 rights of manifests/base/rbac.yaml",
             ),
             (
                 error(

@@ -21,7 +21,7 @@ pub(super) enum RequestError {
 fn in_words(error: &Error) -> String {
     match error {
         Error::Api(status) if status.code == 403 => format!(
-            "{}; give the allocator's service account the rights of manifests/rbac.yaml",
+            "{}; give the allocator's service account the rights of manifests/base/rbac.yaml",
             status.message
         ),
         Error::Api(status) => status.message.clone(),

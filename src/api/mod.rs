@@ -5,6 +5,7 @@
 //! could change.
 
 pub mod cni_node;
+pub mod endpoint;
 pub mod eni_config;
 pub mod names;
 pub mod pod_eni;

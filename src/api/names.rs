@@ -19,11 +19,33 @@ pub const OS_LABEL: &str = "kubernetes.io/os";
 /// The value of [`OS_LABEL`] and of `spec.os.name` for Windows.
 pub const OS_WINDOWS: &str = "windows";
 
-/// The MutatingWebhookConfiguration that registers `/mutate-v1-pod`.
+/// The MutatingWebhookConfiguration that registers [`MUTATE_POD_PATH`].
 pub const MUTATING_WEBHOOK_CONFIGURATION: &str = "vpc-resource-mutating-webhook";
+
+/// The ValidatingWebhookConfiguration that registers the paths that validate.
+pub const VALIDATING_WEBHOOK_CONFIGURATION: &str = "vpc-resource-validating-webhook";
 
 /// The path that mutates pods at their creation.
 pub const MUTATE_POD_PATH: &str = "/mutate-v1-pod";
+
+/// The path that looks at pods as they are about to be stored, and at their deletion.
+pub const VALIDATE_POD_PATH: &str = "/validate-v1-pod";
+
+/// The path that looks at changes of nodes.
+pub const VALIDATE_NODE_PATH: &str = "/validate-v1-node";
+
+/// The path that looks at SecurityGroupPolicies.
+pub const VALIDATE_POLICY_PATH: &str = "/validate-v1beta1-securitygrouppolicy";
+
+/// The path that looks at what makes pods from a template.
+pub const VALIDATE_WORKLOAD_PATH: &str = "/validate-workload";
+
+/// The path that looks at Services, NetworkPolicies and PolicyEndpoints.
+pub const VALIDATE_NETWORK_PATH: &str = "/validate-network";
+
+/// What the fail-closed twin of a webhook entry has after its path, so that the API server
+/// itself says whether the namespace is enforced.
+pub const ENFORCED: &str = "/enforced";
 
 /// The namespace label that selects the fail-closed twin of each webhook entry.
 pub const ENFORCE_LABEL: &str = "vpcresources.k8s.aws/enforce";

@@ -20,9 +20,9 @@ use crate::allocator::{Allocator, Settings, health, socket};
 use crate::ec2::client::AwsEc2;
 use crate::ec2::instance_limits::LimitsTable;
 use crate::ec2::metrics::Ec2Metrics;
+use crate::server::{Limits, serve_plain};
 use crate::telemetry::allocator::AllocatorMetrics;
 use crate::telemetry::metrics;
-use crate::webhook::server::{Limits, serve_plain};
 
 /// Run the allocator, which makes trunk and branch interfaces in EC2
 ///

@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn programs_understand_what_the_deployment_gives_them() {
-        let manifest = include_str!("../../manifests/deployment.yaml");
+        let manifest = include_str!("../../manifests/base/deployment.yaml");
         let deployment: Deployment = serde_saphyr::from_str(manifest).unwrap();
         let containers = deployment.spec.unwrap().template.spec.unwrap().containers;
         let names: Vec<_> = containers.iter().map(|it| it.name.as_str()).collect();

@@ -5,17 +5,20 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 
 use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
-use crate::api::names::MUTATING_WEBHOOK_CONFIGURATION;
+use crate::api::names::{MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION};
 use crate::policy::{GracePeriodPolicy, MissingGroupPolicy, Settings, UnsupportedPodPolicy};
 use crate::tls::{ServingCertificate, ca_bundle};
 use crate::webhook::{self, Listeners};
 
 /// Run the admission webhook
 ///
-/// Answers the API server at /mutate-v1-pod over TLS; /healthz and /readyz are for probes.
+/// Answers the API server at /mutate-v1-pod and the paths that validate over TLS; /healthz and /readyz are for probes.
 /// Ends on SIGTERM or SIGINT once the requests that run are answered.
 #[derive(Debug, Args)]
 pub(super) struct WebhookArgs {
@@ -59,6 +62,15 @@ pub(super) struct WebhookArgs {
         help_heading = "TLS"
     )]
     webhook_configuration: String,
+
+    /// ValidatingWebhookConfiguration to write the CA into, where one is made
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = VALIDATING_WEBHOOK_CONFIGURATION,
+        help_heading = "TLS"
+    )]
+    validating_webhook_configuration: String,
 
     /// What to do with a pod with security groups whose terminationGracePeriodSeconds is 0
     ///
@@ -118,7 +130,17 @@ impl WebhookArgs {
         let keep_ca_bundle = async {
             match &ca_bundle {
                 Some(bundle) => {
-                    ca_bundle::keep(client.clone(), &self.webhook_configuration, bundle).await;
+                    let mutating = ca_bundle::keep::<MutatingWebhookConfiguration>(
+                        client.clone(),
+                        &self.webhook_configuration,
+                        bundle,
+                    );
+                    let validating = ca_bundle::keep::<ValidatingWebhookConfiguration>(
+                        client.clone(),
+                        &self.validating_webhook_configuration,
+                        bundle,
+                    );
+                    tokio::join!(mutating, validating);
                 }
                 None => std::future::pending().await,
             }

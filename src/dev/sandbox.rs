@@ -11,22 +11,27 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, ServiceAccount};
-use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::config::{AuthInfo, Kubeconfig, NamedAuthInfo};
+use kube::core::ApiResource;
+use kube::{Resource, ResourceExt};
+use serde_json::json;
 
 use super::allocator::{self, Allocator, AllocatorOptions};
 use super::cloud::{Instance, SimulatedCloud};
 use super::control_plane::{Binaries, ControlPlane, Options, Process, free_port};
 use super::nodes::{self, NodeGroup, SandboxNode};
 use super::{manifests, private_file};
-use crate::api::names::{FARGATE_POD_SG, FARGATE_PROFILE, MUTATE_POD_PATH};
+use crate::api::names::{FARGATE_POD_SG, FARGATE_PROFILE};
 use crate::ec2::simulator::Simulator;
 
-const WEBHOOK_MANIFEST: &str = include_str!("../../manifests/mutating-webhook.yaml");
+const MUTATING: &str = include_str!("../../manifests/base/mutating-webhook.yaml");
+const VALIDATING: &str = include_str!("../../manifests/base/validating-webhook.yaml");
 
 const NAMESPACE: &str = "sgp-system";
 const SERVICE_ACCOUNT: &str = "sgp";
@@ -327,25 +332,29 @@ impl Sandbox {
         drop(self);
     }
 
-    /// Registers the webhook by URL, with everything else as the manifest has it.
+    /// Registers the webhook by URL, with everything else as the manifests have it.
     async fn register_webhook(&self) -> anyhow::Result<()> {
-        let mut configuration: MutatingWebhookConfiguration =
-            serde_saphyr::from_str(WEBHOOK_MANIFEST)?;
-        for webhook in configuration.webhooks.iter_mut().flatten() {
-            webhook.client_config.service = None;
-            webhook.client_config.url = Some(format!(
-                "https://127.0.0.1:{}{MUTATE_POD_PATH}",
-                self.webhook_port
-            ));
+        self.register::<MutatingWebhookConfiguration>(MUTATING)
+            .await?;
+        self.register::<ValidatingWebhookConfiguration>(VALIDATING)
+            .await
+    }
+
+    async fn register<K: Resource<DynamicType = ()>>(&self, manifest: &str) -> anyhow::Result<()> {
+        let mut configuration: DynamicObject = serde_saphyr::from_str(manifest)?;
+        let webhooks = configuration.data["webhooks"].as_array_mut();
+        for webhook in webhooks.into_iter().flatten() {
+            let path = webhook["clientConfig"]["service"]["path"].as_str();
+            let path = path.context("a webhook entry without a path")?;
+            let url = format!("https://127.0.0.1:{}{path}", self.webhook_port);
+            webhook["clientConfig"] = json!({ "url": url });
         }
-        let api = Api::<MutatingWebhookConfiguration>::all(self.control_plane.client());
+        let resource = ApiResource::erase::<K>(&());
+        let api = Api::<DynamicObject>::all_with(self.control_plane.client(), &resource);
         let parameters = PatchParams::apply(manifests::FIELD_MANAGER).force();
-        api.patch(
-            &configuration.name_any(),
-            &parameters,
-            &Patch::Apply(&configuration),
-        )
-        .await?;
+        let name = configuration.name_any();
+        api.patch(&name, &parameters, &Patch::Apply(&configuration))
+            .await?;
         Ok(())
     }
 

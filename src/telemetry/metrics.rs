@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::api::endpoint::Endpoint;
+
 /// The metrics of the webhook and the registry that they are read from.
 #[derive(Debug)]
 pub struct Metrics {
@@ -27,9 +29,25 @@ pub struct Metrics {
     pub watches: WatchMetrics,
 }
 
-/// Answers to the API server, by outcome.
+/// Answers to the API server.
 #[derive(Debug)]
 pub struct AdmissionMetrics {
+    /// By webhook, in the order of [`Endpoint::ALL`].
+    by_endpoint: [EndpointMetrics; Endpoint::ALL.len()],
+    /// Let in although the API server could not confirm that no policy selects the pod.
+    pub unconfirmed: Counter,
+}
+
+impl AdmissionMetrics {
+    /// The metrics of one webhook.
+    pub fn of(&self, endpoint: Endpoint) -> &EndpointMetrics {
+        &self.by_endpoint[endpoint as usize]
+    }
+}
+
+/// Answers of one webhook, by outcome.
+#[derive(Debug)]
+pub struct EndpointMetrics {
     /// Let in as they were.
     pub unchanged: Counter,
     /// Let in with a patch.
@@ -38,8 +56,6 @@ pub struct AdmissionMetrics {
     pub denied: Counter,
     /// Neither: the request could not be read, or the answer not be found in time.
     pub failed: Counter,
-    /// Let in although the API server could not confirm that no policy selects the pod.
-    pub unconfirmed: Counter,
     /// Seconds from a request's body to its answer.
     pub duration: Histogram,
 }
@@ -71,10 +87,19 @@ pub struct WatchMetrics {
     pub policies: Counter,
     /// Failures of the watch of service accounts.
     pub service_accounts: Counter,
-    /// Failures of the watch of namespaces.
-    pub namespaces: Counter,
     valid_policies: Gauge,
     invalid_policies: Gauge,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct AnswerLabels {
+    webhook: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct WebhookLabels {
+    webhook: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -97,13 +122,12 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("sgp");
 
-        let outcomes = Family::<OutcomeLabels, Counter>::default();
+        let outcomes = Family::<AnswerLabels, Counter>::default();
         registry.register(
             "admission_requests",
-            "Admission requests by outcome",
+            "Admission requests by webhook and outcome",
             outcomes.clone(),
         );
-        let outcome = |outcome| outcomes.get_or_create_owned(&OutcomeLabels { outcome });
         let unconfirmed = Counter::default();
         registry.register(
             "admission_unconfirmed",
@@ -111,19 +135,29 @@ impl Metrics {
             unconfirmed.clone(),
         );
         // 16 microseconds to half a second.
-        let duration = Histogram::new(exponential_buckets(16e-6, 2.0, 16));
+        let durations = Family::<WebhookLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(16e-6, 2.0, 16))
+        });
         registry.register(
             "admission_duration_seconds",
             "Time from an admission request's body to its answer",
-            duration.clone(),
+            durations.clone(),
         );
+        let by_endpoint = Endpoint::ALL.map(|endpoint| {
+            let webhook = endpoint.name();
+            let outcome =
+                |outcome| outcomes.get_or_create_owned(&AnswerLabels { webhook, outcome });
+            EndpointMetrics {
+                unchanged: outcome("unchanged"),
+                patched: outcome("patched"),
+                denied: outcome("denied"),
+                failed: outcome("failed"),
+                duration: durations.get_or_create_owned(&WebhookLabels { webhook }),
+            }
+        });
         let admission = AdmissionMetrics {
-            unchanged: outcome("unchanged"),
-            patched: outcome("patched"),
-            denied: outcome("denied"),
-            failed: outcome("failed"),
+            by_endpoint,
             unconfirmed,
-            duration,
         };
 
         let asked = Family::<ResourceLabels, Counter>::default();
@@ -173,7 +207,6 @@ impl Metrics {
             definition_installed,
             policies: failed("securitygrouppolicies"),
             service_accounts: failed("serviceaccounts"),
-            namespaces: failed("namespaces"),
             valid_policies: policies.get_or_create_owned(&StateLabels { state: "valid" }),
             invalid_policies: policies.get_or_create_owned(&StateLabels { state: "invalid" }),
         };
@@ -230,20 +263,20 @@ mod tests {
     #[test]
     fn every_metric_is_there_from_the_start_and_moves() {
         let metrics = Metrics::new();
-        metrics.admission.denied.inc();
+        metrics.admission.of(Endpoint::MutatePod).denied.inc();
         metrics.watches.count_policies(3, 1);
 
         let text = metrics.encode();
         for line in [
-            r#"sgp_admission_requests_total{outcome="denied"} 1"#,
-            r#"sgp_admission_requests_total{outcome="patched"} 0"#,
+            r#"sgp_admission_requests_total{webhook="mpod",outcome="denied"} 1"#,
+            r#"sgp_admission_requests_total{webhook="vnode",outcome="denied"} 0"#,
             r#"sgp_allocator_lookups_total{outcome="unanswered"} 0"#,
             r#"sgp_live_lookups_total{resource="serviceaccounts"} 0"#,
             r#"sgp_policies{state="valid"} 3"#,
             r#"sgp_policies{state="invalid"} 1"#,
             "sgp_policy_definition_installed 0",
             "sgp_admission_unconfirmed_total 0",
-            "sgp_admission_duration_seconds_count 0",
+            r#"sgp_admission_duration_seconds_count{webhook="vpod"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

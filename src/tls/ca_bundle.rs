@@ -7,18 +7,23 @@ use futures::{StreamExt, pin_mut};
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, TestOperation};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use kube::api::{Api, PatchParams};
+use kube::api::{Api, DynamicObject, PatchParams};
+use kube::core::ApiResource;
 use kube::runtime::{WatchStreamExt, watcher};
-use serde_json::json;
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
 
-/// Keeps `ca_bundle` (PEM) in every entry of the MutatingWebhookConfiguration `name`, also
-/// one that is created later. Never ends by itself.
+/// Keeps `ca_bundle` (PEM) in every entry of the webhook configuration `name`, which is of
+/// kind `K`, also one that is created later. Never ends by itself.
 ///
 /// Only one process can do this for a configuration; another with a CA of its own would
 /// write over it.
-pub async fn keep(client: kube::Client, name: &str, ca_bundle: &str) {
-    let api = Api::<MutatingWebhookConfiguration>::all(client);
+pub async fn keep<K: Resource<DynamicType = ()>>(
+    client: kube::Client,
+    name: &str,
+    ca_bundle: &str,
+) {
+    let api = Api::<DynamicObject>::all_with(client, &ApiResource::erase::<K>(&()));
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let events = watcher(api.clone(), only)
         .default_backoff()
@@ -26,7 +31,7 @@ pub async fn keep(client: kube::Client, name: &str, ca_bundle: &str) {
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
-            Ok(configuration) => write_until_done(&api, name, &configuration, ca_bundle).await,
+            Ok(configuration) => write_until_done(&api, &configuration, ca_bundle).await,
             Err(error) => {
                 tracing::warn!(configuration = name, %error, "watch failed, starting it again");
             }
@@ -34,18 +39,14 @@ pub async fn keep(client: kube::Client, name: &str, ca_bundle: &str) {
     }
 }
 
-async fn write_until_done(
-    api: &Api<MutatingWebhookConfiguration>,
-    name: &str,
-    seen: &MutatingWebhookConfiguration,
-    ca_bundle: &str,
-) {
-    let Some(patch) = patch(seen, ca_bundle) else {
+async fn write_until_done(api: &Api<DynamicObject>, seen: &DynamicObject, ca_bundle: &str) {
+    let Some(patch) = patch(&seen.data, ca_bundle) else {
         return;
     };
+    let name = seen.name_any();
     let patch = kube::api::Patch::Json::<()>(patch);
     let parameters = PatchParams::default();
-    let write = || api.patch(name, &parameters, &patch);
+    let write = || api.patch(&name, &parameters, &patch);
     let retry = backon::ExponentialBuilder::default().with_max_delay(Duration::from_secs(5));
     let written = backon::Retryable::retry(write, retry.with_max_times(5)).await;
     match written {
@@ -56,11 +57,12 @@ async fn write_until_done(
 }
 
 /// The patch that is needed, if any.
-fn patch(configuration: &MutatingWebhookConfiguration, ca_bundle: &str) -> Option<Patch> {
-    let wanted = ByteString(ca_bundle.as_bytes().to_vec());
-    let webhooks = configuration.webhooks.iter().flatten().enumerate();
-    let outdated =
-        webhooks.filter(|(_, webhook)| webhook.client_config.ca_bundle.as_ref() != Some(&wanted));
+fn patch(configuration: &Value, ca_bundle: &str) -> Option<Patch> {
+    let wanted = json!(ByteString(ca_bundle.as_bytes().to_vec()));
+    let webhooks = configuration["webhooks"].as_array().into_iter().flatten();
+    let outdated = webhooks
+        .enumerate()
+        .filter(|(_, webhook)| webhook["clientConfig"]["caBundle"] != wanted);
     let operations: Vec<_> = outdated
         .flat_map(|(index, webhook)| {
             let index = index.to_string();
@@ -71,11 +73,11 @@ fn patch(configuration: &MutatingWebhookConfiguration, ca_bundle: &str) -> Optio
                 // Entries are known by name; their places may have changed meanwhile.
                 PatchOperation::Test(TestOperation {
                     path: path(&["name"]),
-                    value: json!(webhook.name),
+                    value: webhook["name"].clone(),
                 }),
                 PatchOperation::Add(AddOperation {
                     path: path(&["clientConfig", "caBundle"]),
-                    value: json!(wanted),
+                    value: wanted.clone(),
                 }),
             ]
         })
@@ -97,12 +99,7 @@ mod tests {
                 {"name": "c", "clientConfig": {"url": "https://c", "caBundle": "bmV3"}}
             ]
         });
-        for webhook in json["webhooks"].as_array_mut().unwrap() {
-            webhook["admissionReviewVersions"] = json!(["v1"]);
-            webhook["sideEffects"] = json!("None");
-        }
-        let parse = |json: &serde_json::Value| serde_json::from_value(json.clone()).unwrap();
-        let needed = patch(&parse(&json), "new").unwrap();
+        let needed = patch(&json, "new").unwrap();
         assert_eq!(
             needed.0.len(),
             4,
@@ -113,6 +110,6 @@ mod tests {
         for webhook in json["webhooks"].as_array().unwrap() {
             assert_eq!(webhook["clientConfig"]["caBundle"], "bmV3");
         }
-        assert!(patch(&parse(&json), "new").is_none());
+        assert!(patch(&json, "new").is_none());
     }
 }

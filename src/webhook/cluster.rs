@@ -4,12 +4,11 @@
 //! the API server says when it is asked, and only the latter can say that something is not
 //! there.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
@@ -19,7 +18,6 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::lookup::{Lookup, LookupError};
-use crate::api::names::ENFORCE_LABEL;
 use crate::api_server::policies::{list_policies, parse_policy};
 use crate::api_server::{Feed, is_not_found};
 use crate::policy::label_syntax::is_object_name;
@@ -36,10 +34,8 @@ pub struct Cluster {
     client: Client,
     policies: RwLock<PolicyIndex>,
     service_accounts: RwLock<ServiceAccountIndex>,
-    enforced_namespaces: RwLock<HashSet<Box<str>>>,
     policies_synced: AtomicBool,
     service_accounts_synced: AtomicBool,
-    namespaces_synced: AtomicBool,
     definition_installed: AtomicBool,
     policy_lookup: Lookup<String, Option<Arc<NamespacePolicies>>>,
     service_account_lookup: Lookup<(String, String), Option<ServiceAccountLabels>>,
@@ -61,10 +57,8 @@ impl Cluster {
             client,
             policies: RwLock::default(),
             service_accounts: RwLock::default(),
-            enforced_namespaces: RwLock::default(),
             policies_synced: AtomicBool::new(false),
             service_accounts_synced: AtomicBool::new(false),
-            namespaces_synced: AtomicBool::new(false),
             definition_installed: AtomicBool::new(true),
             policy_lookup: Lookup::new(LOOKUP_TIMEOUT, lookups.policies.clone()),
             service_account_lookup: Lookup::new(LOOKUP_TIMEOUT, lookups.service_accounts.clone()),
@@ -77,7 +71,6 @@ impl Cluster {
         let watches = [
             ("securitygrouppolicies", &self.policies_synced),
             ("serviceaccounts", &self.service_accounts_synced),
-            ("namespaces", &self.namespaces_synced),
         ];
         let waiting = watches
             .into_iter()
@@ -98,12 +91,6 @@ impl Cluster {
     ) -> Option<ServiceAccountLabels> {
         let index = self.service_accounts.read().expect(POISONED);
         index.labels(namespace, name)
-    }
-
-    /// Whether a namespace wants no pod that has not been decided about.
-    pub fn is_enforced(&self, namespace: &str) -> bool {
-        let enforced = self.enforced_namespaces.read().expect(POISONED);
-        enforced.contains(namespace)
     }
 
     /// The policies of a namespace as the API server has them now; `None` if it has none.
@@ -286,47 +273,6 @@ impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
     }
 }
 
-/// The namespaces of a cluster that are labelled as enforced.
-pub(super) struct EnforcedNamespaces<'a>(pub(super) &'a Cluster);
-
-impl Feed<PartialObjectMeta<Namespace>> for EnforcedNamespaces<'_> {
-    type Index = HashSet<Box<str>>;
-
-    fn add(index: &mut HashSet<Box<str>>, namespace: PartialObjectMeta<Namespace>) {
-        let label = namespace.labels().get(ENFORCE_LABEL);
-        if label.is_some_and(|value| value == "true") {
-            index.insert(namespace.name_any().into());
-        } else {
-            index.remove(namespace.name_any().as_str());
-        }
-    }
-
-    fn apply(&self, namespace: PartialObjectMeta<Namespace>) {
-        let mut index = self.0.enforced_namespaces.write().expect(POISONED);
-        Self::add(&mut index, namespace);
-    }
-
-    fn delete(&self, namespace: &PartialObjectMeta<Namespace>) {
-        let mut index = self.0.enforced_namespaces.write().expect(POISONED);
-        index.remove(namespace.name_any().as_str());
-    }
-
-    fn reset(&self, fresh: HashSet<Box<str>>) {
-        *self.0.enforced_namespaces.write().expect(POISONED) = fresh;
-        self.0.namespaces_synced.store(true, Ordering::Relaxed);
-    }
-
-    /// Every API server knows them; what it says must pass.
-    fn undefined(&self, error: &watcher::Error) {
-        self.failed(error);
-    }
-
-    fn failed(&self, error: &watcher::Error) {
-        self.0
-            .note_failure("namespaces", &self.0.watch_metrics.namespaces, error);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,11 +307,6 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(4)
-    }
-
-    fn namespace(name: &str, labels: Value) -> PartialObjectMeta<Namespace> {
-        let metadata = json!({"name": name, "labels": labels});
-        serde_json::from_value(json!({ "metadata": metadata })).unwrap()
     }
 
     fn one_policy() -> Value {
@@ -434,24 +375,6 @@ mod tests {
         Policies(&cluster).delete(&policy);
         assert!(cluster.known_policies("shop").is_none());
         assert!(asked.lock().unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn namespace_is_enforced_while_its_label_says_so() {
-        let (cluster, _) = cluster(500, json!({}));
-        let feed = EnforcedNamespaces(&cluster);
-        for (labels, enforced) in [
-            (json!({}), false),
-            (json!({"vpcresources.k8s.aws/enforce": "true"}), true),
-            (json!({"vpcresources.k8s.aws/enforce": "false"}), false),
-            (json!({"vpcresources.k8s.aws/enforce": "true"}), true),
-        ] {
-            feed.apply(namespace("shop", labels.clone()));
-            assert_eq!(cluster.is_enforced("shop"), enforced, "{labels}");
-            assert!(!cluster.is_enforced("bank"));
-        }
-        feed.delete(&namespace("shop", json!({})));
-        assert!(!cluster.is_enforced("shop"));
     }
 
     #[tokio::test]

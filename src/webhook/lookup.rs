@@ -29,7 +29,7 @@ pub enum LookupError {
 fn in_words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => format!(
-            "{}; give the webhook's service account the rights of manifests/rbac.yaml",
+            "{}; give the webhook's service account the rights of manifests/base/rbac.yaml",
             status.message
         ),
         kube::Error::Api(status) => status.message.clone(),

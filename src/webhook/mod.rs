@@ -7,13 +7,15 @@
 pub mod allocator;
 pub mod body;
 pub mod cluster;
+mod exchange;
 pub mod lookup;
-pub mod messages;
-pub mod mutate_pod;
-pub mod patch;
+pub mod networks;
+pub mod nodes;
+pub mod pods;
+pub mod policies;
 pub mod review;
-pub mod server;
 pub mod watch;
+pub mod workloads;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -31,9 +33,10 @@ use tokio::net::TcpListener;
 
 use self::allocator::Allocator;
 use self::cluster::Cluster;
-use self::server::Limits;
-use crate::api::names::MUTATE_POD_PATH;
+use crate::api::endpoint::Endpoint;
+use crate::api::names::ENFORCED;
 use crate::policy::Settings;
+use crate::server::{self, Limits};
 use crate::telemetry::metrics::{self, Metrics};
 
 /// The state that all requests share.
@@ -111,8 +114,31 @@ impl Webhook {
 }
 
 fn router(webhook: Arc<Webhook>) -> Router {
+    let enforced = |endpoint: Endpoint| format!("{}{ENFORCED}", endpoint.path());
     Router::new()
-        .route(MUTATE_POD_PATH, post(mutate_pod::mutate_pod))
+        .route(Endpoint::MutatePod.path(), post(pods::mutate_pod))
+        .route(
+            &enforced(Endpoint::MutatePod),
+            post(pods::mutate_pod_enforced),
+        )
+        .route(Endpoint::ValidatePod.path(), post(pods::validate_pod))
+        .route(
+            &enforced(Endpoint::ValidatePod),
+            post(pods::validate_pod_enforced),
+        )
+        .route(Endpoint::ValidateNode.path(), post(nodes::validate_node))
+        .route(
+            Endpoint::ValidatePolicy.path(),
+            post(policies::validate_policy),
+        )
+        .route(
+            Endpoint::ValidateWorkload.path(),
+            post(workloads::validate_workload),
+        )
+        .route(
+            Endpoint::ValidateNetwork.path(),
+            post(networks::validate_network),
+        )
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(ready))
         .with_state(webhook)

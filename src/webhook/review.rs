@@ -34,12 +34,39 @@ pub struct Request<'a, O> {
     sub_resource: Option<Text<'a>>,
     #[serde(borrow)]
     namespace: Option<Text<'a>>,
+    #[serde(borrow)]
+    name: Option<Text<'a>>,
+    /// Who asks.
+    #[serde(borrow, default)]
+    pub user_info: UserInfo<'a>,
     /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
     #[serde(borrow, default)]
     pub operation: Text<'a>,
     /// Absent for deletions.
     #[serde(default = "Option::default")]
     pub object: Option<O>,
+    /// The object as it is stored; absent for creations.
+    #[serde(default = "Option::default")]
+    pub old_object: Option<O>,
+    /// How the caller wants it done.
+    pub options: Option<Options>,
+}
+
+/// Who asks.
+#[derive(Debug, Default, Deserialize)]
+pub struct UserInfo<'a> {
+    /// For example `system:serviceaccount:kube-system:aws-node`.
+    #[serde(borrow, default)]
+    pub username: Text<'a>,
+}
+
+/// The fields of `DeleteOptions` that a decision needs; the options of other operations have
+/// none of them.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Options {
+    /// Seconds until the object is to be gone; `None` leaves it to the object.
+    pub grace_period_seconds: Option<i64>,
 }
 
 /// A type, as a review names it.
@@ -71,6 +98,11 @@ pub struct Resource<'a> {
 }
 
 impl<O> Request<'_, O> {
+    /// The name of the object; empty while the API server has yet to make one.
+    pub fn name(&self) -> &str {
+        self.name.as_ref().map_or("", Text::as_str)
+    }
+
     /// The namespace of the object; empty for objects that have none.
     pub fn namespace(&self) -> &str {
         self.namespace.as_ref().map_or("", Text::as_str)
@@ -149,6 +181,19 @@ enum Verdict {
     Denied(Refusal),
 }
 
+/// What an answer counts as.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// Let in as it was.
+    Unchanged,
+    /// Let in with a patch.
+    Patched,
+    /// Refused for what it is.
+    Denied,
+    /// Refused because it could not be read, or not be decided in time.
+    Failed,
+}
+
 /// Why the object is not let in.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Refusal {
@@ -205,6 +250,18 @@ impl Answer {
         Self {
             verdict: Verdict::Denied(refusal),
             warnings,
+        }
+    }
+
+    /// What it counts as.
+    pub fn outcome(&self) -> Outcome {
+        match &self.verdict {
+            Verdict::Allowed(None) => Outcome::Unchanged,
+            Verdict::Allowed(Some(_)) => Outcome::Patched,
+            Verdict::Denied(refusal) => match refusal.code {
+                StatusCode::BAD_REQUEST | StatusCode::SERVICE_UNAVAILABLE => Outcome::Failed,
+                _ => Outcome::Denied,
+            },
         }
     }
 

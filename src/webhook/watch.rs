@@ -1,12 +1,12 @@
 //! The watches that keep [`Cluster`] up to date. They never end by themselves.
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher as watch_objects;
 use kube::runtime::watcher;
 
-use super::cluster::{Cluster, EnforcedNamespaces, Policies, ServiceAccounts};
+use super::cluster::{Cluster, Policies, ServiceAccounts};
 use crate::api_server::follow;
 use crate::api_server::policies::policy_resource;
 
@@ -16,17 +16,13 @@ pub async fn run(cluster: &Cluster, client: kube::Client) {
     let config = watcher::Config::default().page_size(100);
     let resource = policy_resource();
     let policies = Api::all_with(client.clone(), &resource);
-    let service_accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
-    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client);
+    let service_accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client);
     tokio::join!(
         follow(Policies(cluster), || {
             watch_objects(policies.clone(), config.clone())
         }),
         follow(ServiceAccounts(cluster), || {
             watch_objects(service_accounts.clone(), config.clone())
-        }),
-        follow(EnforcedNamespaces(cluster), || {
-            watch_objects(namespaces.clone(), config.clone())
         }),
     );
 }

@@ -31,7 +31,7 @@ fn apply_policy(sandbox: &Sandbox) {
 }
 
 fn apply_definition(sandbox: &Sandbox) {
-    run(sandbox, &["apply", "-f", "manifests/crds"], None);
+    run(sandbox, &["apply", "-k", "manifests/crds"], None);
     let wait = [
         "wait",
         "--for=condition=Established",

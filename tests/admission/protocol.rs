@@ -215,7 +215,7 @@ fn probes_and_metrics_tell_that_all_is_well() {
 
     let counted = || {
         let text = metrics(DEFAULT.metrics_port());
-        let prefix = "sgp_admission_requests_total{outcome=\"patched\"} ";
+        let prefix = r#"sgp_admission_requests_total{webhook="mpod",outcome="patched"} "#;
         let count = text
             .lines()
             .find_map(|line| line.strip_prefix(prefix))

@@ -55,7 +55,7 @@ async fn pods_wait_for_the_right_to_be_annotated_and_are_told() {
     for pod in scene.burst_pods("pod").await {
         let uid = pod.uid().unwrap();
         let event = stage.until_event_that(&uid, "BranchENIAnnotationFailed", |note| {
-            note.contains("patch pod") && note.contains("manifests/rbac.yaml")
+            note.contains("patch pod") && note.contains("manifests/base/rbac.yaml")
         });
         assert_eq!(event.await.type_.as_deref(), Some("Warning"));
     }
@@ -78,7 +78,7 @@ async fn nodes_wait_for_the_right_to_offer_interfaces_and_are_told() {
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(stage.client());
     let uid = nodes.get(&node.name).await.unwrap().uid().unwrap();
     let event = stage.until_event_that(&uid, "NodeTrunkFailedInitialization", |note| {
-        note.contains("patch node status") && note.contains("manifests/rbac.yaml")
+        note.contains("patch node status") && note.contains("manifests/base/rbac.yaml")
     });
     event.await;
     replace(&stage, role).await;

@@ -4,67 +4,68 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use tokio::time::Instant;
 
-use super::Webhook;
-use super::body::JsonBody;
-use super::cluster::Unknown;
 use super::messages;
 use super::patch::encoded_patch;
-use super::review::{self, Answer, Refusal, Request, Unreadable};
+use crate::api::endpoint::Endpoint;
 use crate::api::names::NEVER_ENFORCED;
 use crate::policy::service_accounts::ServiceAccountLabels;
 use crate::policy::{Availability, Decision, NamespacePolicies, Pod, ServiceAccount, decide};
+use crate::webhook::Webhook;
+use crate::webhook::body::JsonBody;
+use crate::webhook::cluster::Unknown;
+use crate::webhook::review::{Answer, Refusal, Request};
 
 /// How long a request waits for the API server, which itself waits 5 s for us (the time-out in
 /// our manifests).
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Answers one AdmissionReview.
+/// Answers the API server where pods start even if we can't be asked.
 pub async fn mutate_pod(State(webhook): State<Arc<Webhook>>, JsonBody(body): JsonBody) -> Response {
-    let begin = std::time::Instant::now();
-    let response = match review::read::<Pod<'_>>(&body) {
+    answer(&webhook, &body, Enforcement::Off).await
+}
+
+/// Answers the API server where pods wait until we can be asked.
+pub async fn mutate_pod_enforced(
+    State(webhook): State<Arc<Webhook>>,
+    JsonBody(body): JsonBody,
+) -> Response {
+    answer(&webhook, &body, Enforcement::On).await
+}
+
+/// Whether a namespace wants no pod that has not been decided about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Enforcement {
+    Off,
+    On,
+}
+
+async fn answer(webhook: &Webhook, body: &[u8], enforcement: Enforcement) -> Response {
+    let exchange = webhook.exchange(Endpoint::MutatePod);
+    match exchange.read::<Pod<'_>>(body) {
         Ok(request) => {
-            let answer = webhook.answer(&request).await;
-            answer.for_uid(request.uid.as_str())
+            let answer = webhook.mutate(&request, enforcement).await;
+            exchange.answer(request.uid.as_str(), &answer)
         }
-        Err(unreadable) => webhook.refuse_unreadable(&unreadable),
-    };
-    webhook
-        .metrics
-        .admission
-        .duration
-        .observe(begin.elapsed().as_secs_f64());
-    response
+        Err(response) => response,
+    }
 }
 
 impl Webhook {
-    async fn answer(&self, request: &Request<'_, Pod<'_>>) -> Answer {
-        let metrics = &self.metrics.admission;
-        if let Err(refusal) = expect_pod(request) {
-            metrics.failed.inc();
-            tracing::warn!(
-                message = refusal.message,
-                "request that is not for this path"
-            );
-            return Answer::denied(refusal, Vec::new());
-        }
+    async fn mutate(&self, request: &Request<'_, Pod<'_>>, enforcement: Enforcement) -> Answer {
         // A pod's containers and labels are looked at once, when it is created.
         if request.operation.as_str() != "CREATE" {
-            metrics.unchanged.inc();
             return Answer::allowed(None, Vec::new());
         }
         let Some(pod) = &request.object else {
-            metrics.failed.inc();
             let message = "the AdmissionReview is of a creation but has no object".to_owned();
             return Answer::denied(Refusal::bad_request(message), Vec::new());
         };
-        match self.decide(request.namespace(), pod).await {
+        match self.decide(request.namespace(), pod, enforcement).await {
             Ok(answer) => answer,
             Err(unknown) => {
-                metrics.failed.inc();
                 tracing::warn!(namespace = request.namespace(), %unknown, "no decision");
                 let message = format!(
                     "{}: it can't be decided whether a SecurityGroupPolicy selects it: {unknown}. \
@@ -79,7 +80,12 @@ impl Webhook {
     /// Decides by what is known. Only that a pod is selected is said from memory: that none
     /// selects it, or that it is refused, is confirmed, for a policy may have been created or
     /// mended a moment ago, together with the pod.
-    async fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Result<Answer, Unknown> {
+    async fn decide(
+        &self,
+        namespace: &str,
+        pod: &Pod<'_>,
+        enforcement: Enforcement,
+    ) -> Result<Answer, Unknown> {
         let cluster = &self.cluster;
         let known = cluster.known_policies(namespace).unwrap_or_default();
         let labels = cluster.known_service_account(namespace, pod.service_account_name());
@@ -97,7 +103,7 @@ impl Webhook {
             }
         }
         match self.decide_by_asking(namespace, pod).await {
-            Err(unknown) if self.may_start_unconfirmed(namespace, &known) => {
+            Err(unknown) if self.may_start_unconfirmed(namespace, &known, enforcement) => {
                 self.metrics.admission.unconfirmed.inc();
                 tracing::warn!(namespace, %unknown, "pod let in without confirmation");
                 Ok(Answer::allowed(None, Vec::new()))
@@ -143,30 +149,26 @@ impl Webhook {
 
     /// Whether a pod starts although the API server can't be asked: as the API server itself
     /// does it when we can't be asked, only where policies are does a pod have to wait.
-    fn may_start_unconfirmed(&self, namespace: &str, known: &NamespacePolicies) -> bool {
-        let cluster = &self.cluster;
+    fn may_start_unconfirmed(
+        &self,
+        namespace: &str,
+        known: &NamespacePolicies,
+        enforcement: Enforcement,
+    ) -> bool {
         NEVER_ENFORCED.contains(&namespace)
-            || known.is_empty()
-                && cluster.out_of_sync().is_empty()
-                && !cluster.is_enforced(namespace)
+            || enforcement == Enforcement::Off
+                && known.is_empty()
+                && self.cluster.out_of_sync().is_empty()
     }
 
     fn answer_with(&self, namespace: &str, pod: &Pod<'_>, decision: &Decision<'_>) -> Answer {
-        let metrics = &self.metrics.admission;
         let warnings = messages::warnings(pod, decision);
         if let Some(denial) = &decision.denial {
             let message = messages::denial(pod, namespace, decision, denial);
-            metrics.denied.inc();
             tracing::info!(namespace, message, "pod refused");
             return Answer::denied(Refusal::forbidden(message), warnings);
         }
         let patch = encoded_patch(pod, &decision.changes);
-        let counter = if patch.is_none() {
-            &metrics.unchanged
-        } else {
-            &metrics.patched
-        };
-        counter.inc();
         tracing::debug!(
             namespace,
             pod = messages::subject(pod),
@@ -176,44 +178,6 @@ impl Webhook {
         );
         Answer::allowed(patch, warnings)
     }
-
-    fn refuse_unreadable(&self, unreadable: &Unreadable) -> Response {
-        self.metrics.admission.failed.inc();
-        tracing::warn!(%unreadable, "unreadable request");
-        match unreadable {
-            Unreadable::Review(_) => {
-                (StatusCode::BAD_REQUEST, unreadable.to_string()).into_response()
-            }
-            Unreadable::Object { uid, .. } => {
-                let refusal = Refusal::bad_request(unreadable.to_string());
-                Answer::denied(refusal, Vec::new()).for_uid(uid)
-            }
-        }
-    }
-}
-
-/// Refuses what a wrong webhook configuration sends here.
-fn expect_pod(request: &Request<'_, Pod<'_>>) -> Result<(), Refusal> {
-    let (kind, resource) = (&request.kind, &request.resource);
-    let is_pod = kind.group.as_str().is_empty()
-        && kind.version.as_str() == "v1"
-        && kind.kind.as_str() == "Pod"
-        && resource.group.as_str().is_empty()
-        && resource.version.as_str() == "v1"
-        && resource.resource.as_str() == "pods"
-        && request.sub_resource().is_empty();
-    if is_pod {
-        return Ok(());
-    }
-    Err(Refusal::bad_request(format!(
-        "this path takes kind Pod of v1 and resource pods, not kind {:?} of {:?} {:?} and \
-         resource {:?} {:?}; correct the rules of the MutatingWebhookConfiguration",
-        kind.kind.as_str(),
-        kind.group.as_str(),
-        kind.version.as_str(),
-        resource.resource.as_str(),
-        request.sub_resource(),
-    )))
 }
 
 #[cfg(test)]
@@ -223,7 +187,7 @@ mod tests {
     use crate::api_server::policies::policy_resource;
     use crate::policy::{MissingGroupPolicy, Settings};
     use crate::webhook::allocator::tests::{response, serve};
-    use crate::webhook::cluster::{EnforcedNamespaces, Policies};
+    use crate::webhook::cluster::Policies;
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
     use kube::api::DynamicObject;
@@ -257,13 +221,8 @@ mod tests {
         })
     }
 
-    /// Lets the watches bring a policy, and the label of the namespace.
-    fn know(webhook: &Webhook, namespace: &str, has_policy: bool, is_enforced: bool) {
-        let mut known = std::collections::HashSet::new();
-        if is_enforced {
-            known.insert(namespace.into());
-        }
-        EnforcedNamespaces(&webhook.cluster).reset(known);
+    /// Lets the watches bring a policy, if there is one.
+    fn know(webhook: &Webhook, namespace: &str, has_policy: bool) {
         crate::webhook::cluster::ServiceAccounts(&webhook.cluster).reset(Default::default());
         Policies(&webhook.cluster).reset(Default::default());
         if has_policy {
@@ -273,6 +232,16 @@ mod tests {
     }
 
     async fn ask(webhook: &Arc<Webhook>, namespace: &str, labels: Value, grace: i64) -> Value {
+        ask_at(webhook, namespace, labels, grace, Enforcement::Off).await
+    }
+
+    async fn ask_at(
+        webhook: &Arc<Webhook>,
+        namespace: &str,
+        labels: Value,
+        grace: i64,
+        enforcement: Enforcement,
+    ) -> Value {
         let review = json!({
             "apiVersion": "admission.k8s.io/v1",
             "kind": "AdmissionReview",
@@ -291,27 +260,28 @@ mod tests {
                 }
             }
         });
-        let body = JsonBody(review.to_string().into());
-        let response = mutate_pod(State(webhook.clone()), body).await;
+        let response = answer(webhook, review.to_string().as_bytes(), enforcement).await;
         let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         serde_json::from_slice::<Value>(&body).unwrap()["response"].take()
     }
 
     #[tokio::test(start_paused = true)]
     async fn silent_api_server_keeps_pods_waiting_only_where_policies_are() {
-        for (namespace, has_policy, is_enforced, allowed) in [
-            ("shop", false, false, true),
-            ("shop", true, false, false),
-            ("shop", false, true, false),
-            ("kube-system", true, true, true),
-            ("sgp-system", true, true, true),
+        use Enforcement::{Off, On};
+        for (namespace, has_policy, enforcement, allowed) in [
+            ("shop", false, Off, true),
+            ("shop", true, Off, false),
+            ("shop", false, On, false),
+            ("kube-system", true, On, true),
+            ("sgp-system", true, On, true),
         ] {
             let webhook = webhook(None);
-            know(&webhook, namespace, has_policy, is_enforced);
+            know(&webhook, namespace, has_policy);
             let begin = Instant::now();
-            let response = ask(&webhook, namespace, json!({"app": "other"}), 30).await;
+            let labels = json!({"app": "other"});
+            let response = ask_at(&webhook, namespace, labels, 30, enforcement).await;
 
-            let case = format!("{namespace} {has_policy} {is_enforced}: {response:#}");
+            let case = format!("{namespace} {has_policy} {enforcement:?}: {response:#}");
             assert_eq!(response["allowed"], allowed, "{case}");
             assert!(begin.elapsed() <= PATIENCE, "{case}");
             let unconfirmed = webhook.metrics.admission.unconfirmed.get();
@@ -336,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn selected_pod_waits_for_nobody() {
         let webhook = webhook(None);
-        know(&webhook, "shop", true, true);
+        know(&webhook, "shop", true);
         let begin = Instant::now();
         let response = ask(&webhook, "shop", json!({"app": "web"}), 30).await;
         assert!(response["patch"].is_string(), "{response:#}");
@@ -350,7 +320,7 @@ mod tests {
             "items": [{"metadata": {"name": "database"}, "spec": spec()}]
         });
         let webhook = webhook(Some(list));
-        know(&webhook, "shop", false, false);
+        know(&webhook, "shop", false);
         let response = ask(&webhook, "shop", json!({"app": "web"}), 30).await;
         assert!(response["patch"].is_string(), "{response:#}");
     }
@@ -358,7 +328,7 @@ mod tests {
     #[tokio::test]
     async fn pod_is_not_refused_by_a_policy_that_is_gone() {
         let webhook = webhook(Some(json!({"metadata": {}, "items": []})));
-        know(&webhook, "shop", true, true);
+        know(&webhook, "shop", true);
         let response = ask(&webhook, "shop", json!({"app": "web"}), 0).await;
         assert_eq!(response["allowed"], true, "{response:#}");
         assert!(response.get("patch").is_none());
@@ -388,7 +358,7 @@ mod tests {
                 serve(listener, response("200 OK", &says.to_string()));
                 let client = client(Some(list.clone()));
                 let webhook = Arc::new(Webhook::new(client, settings, Some(socket)));
-                know(&webhook, "shop", true, true);
+                know(&webhook, "shop", true);
                 let answer = ask(&webhook, "shop", json!({"app": "web"}), 30).await;
                 let unselected = ask(&webhook, "shop", json!({"app": "other"}), 30).await;
                 assert_eq!(unselected["allowed"], true);

@@ -1,0 +1,125 @@
+//! One AdmissionReview and its answer: what all paths do around their decision.
+
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::Webhook;
+use super::review::{self, Answer, Outcome, Refusal, Request, Unreadable};
+use crate::api::endpoint::Endpoint;
+use crate::telemetry::metrics::EndpointMetrics;
+
+/// From a request's body to its answer, which is counted and timed.
+pub(super) struct Exchange<'a> {
+    endpoint: Endpoint,
+    metrics: &'a EndpointMetrics,
+    begin: Instant,
+}
+
+impl Webhook {
+    /// Begins with the whole body at hand.
+    pub(super) fn exchange(&self, endpoint: Endpoint) -> Exchange<'_> {
+        Exchange {
+            endpoint,
+            metrics: self.metrics.admission.of(endpoint),
+            begin: Instant::now(),
+        }
+    }
+}
+
+impl Exchange<'_> {
+    /// Reads the request, or says with which response the exchange ends.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the error is what the caller returns"
+    )]
+    pub(super) fn read<'b, O: Deserialize<'b>>(
+        &self,
+        body: &'b [u8],
+    ) -> Result<Request<'b, O>, Response> {
+        let request = review::read(body).map_err(|error| self.refuse_unreadable(&error))?;
+        match self.expect(&request) {
+            Ok(()) => Ok(request),
+            Err(refusal) => {
+                tracing::warn!(
+                    path = self.endpoint.path(),
+                    message = refusal.message,
+                    "request that is not for this path"
+                );
+                Err(self.answer(request.uid.as_str(), &Answer::denied(refusal, Vec::new())))
+            }
+        }
+    }
+
+    /// The response to the review with this uid.
+    pub(super) fn answer(&self, uid: &str, answer: &Answer) -> Response {
+        self.count(answer.outcome());
+        answer.for_uid(uid)
+    }
+
+    fn count(&self, outcome: Outcome) {
+        let metrics = self.metrics;
+        let counter = match outcome {
+            Outcome::Unchanged => &metrics.unchanged,
+            Outcome::Patched => &metrics.patched,
+            Outcome::Denied => &metrics.denied,
+            Outcome::Failed => &metrics.failed,
+        };
+        counter.inc();
+        metrics.duration.observe(self.begin.elapsed().as_secs_f64());
+    }
+
+    /// Refuses what a wrong webhook configuration sends here.
+    fn expect<O>(&self, request: &Request<'_, O>) -> Result<(), Refusal> {
+        let (kind, resource) = (&request.kind, &request.resource);
+        let is_version = |api_version: &str, group: &str, version: &str| {
+            let (in_group, in_version) = api_version.split_once('/').unwrap_or(("", api_version));
+            group == in_group && version == in_version
+        };
+        let is_taken = self.endpoint.takes().iter().any(|taken| {
+            let version = taken.api_version;
+            kind.kind.as_str() == taken.kind
+                && resource.resource.as_str() == taken.resource
+                && is_version(version, kind.group.as_str(), kind.version.as_str())
+                && is_version(version, resource.group.as_str(), resource.version.as_str())
+        });
+        if is_taken && request.sub_resource().is_empty() {
+            return Ok(());
+        }
+        let takes = self.endpoint.takes().iter();
+        let takes: Vec<_> = takes
+            .map(|taken| {
+                format!(
+                    "kind {} of {} and resource {}",
+                    taken.kind, taken.api_version, taken.resource
+                )
+            })
+            .collect();
+        Err(Refusal::bad_request(format!(
+            "this path takes {}, not kind {:?} of {:?} {:?} and resource {:?} {:?}; correct the \
+             rules of the webhook configuration",
+            takes.join(", or "),
+            kind.kind.as_str(),
+            kind.group.as_str(),
+            kind.version.as_str(),
+            resource.resource.as_str(),
+            request.sub_resource(),
+        )))
+    }
+
+    fn refuse_unreadable(&self, unreadable: &Unreadable) -> Response {
+        tracing::warn!(path = self.endpoint.path(), %unreadable, "unreadable request");
+        match unreadable {
+            Unreadable::Review(_) => {
+                self.count(Outcome::Failed);
+                (StatusCode::BAD_REQUEST, unreadable.to_string()).into_response()
+            }
+            Unreadable::Object { uid, .. } => {
+                let refusal = Refusal::bad_request(unreadable.to_string());
+                self.answer(uid, &Answer::denied(refusal, Vec::new()))
+            }
+        }
+    }
+}

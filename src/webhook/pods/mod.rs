@@ -1,0 +1,9 @@
+//! Pods: what they lack at their creation, and what they may not be or change.
+
+pub mod messages;
+mod mutate;
+pub mod patch;
+mod validate;
+
+pub use mutate::{mutate_pod, mutate_pod_enforced};
+pub use validate::{validate_pod, validate_pod_enforced};
