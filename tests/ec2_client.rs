@@ -1,6 +1,8 @@
 //! The client of EC2, against the simulated EC2 over HTTP.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -694,4 +696,30 @@ async fn throttled_requests_slow_the_next_ones_down() {
     assert_eq!(failure_of(&cloud.ec2).await.class, ErrorClass::Throttled);
     assert_eq!(cloud.metrics.rate.get(), before / 2.0);
     assert_eq!(cloud.metrics.waiting.get(), 0);
+}
+
+#[tokio::test]
+async fn call_that_was_begun_is_held_back_when_its_process_may_not_change_anything_any_more() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let ec2 = AwsEc2::with_endpoint(&endpoint, REGION, Ec2Metrics::default()).only_while({
+        let asked = asked.clone();
+        // The call is begun, and then the lease runs out.
+        move || asked.fetch_add(1, Ordering::Relaxed) == 0
+    });
+
+    let call = ec2.delete_interface("eni-0123456789abcdef0".to_owned());
+    let received = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = Vec::new();
+        // A connection that is broken off may end with an error as well.
+        let _ = stream.read_to_end(&mut bytes).await;
+        bytes
+    };
+    let (refused, received) = tokio::join!(call, received);
+
+    assert_eq!(refused.unwrap_err().code, "NotSent");
+    assert_eq!(String::from_utf8_lossy(&received), "");
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
 }

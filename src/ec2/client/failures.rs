@@ -6,7 +6,8 @@ use std::fmt::Write;
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 
-use crate::ec2::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS};
+use super::gate::Closed;
+use crate::ec2::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS, NOT_SENT};
 
 /// What to do where there are no credentials.
 const GIVE_CREDENTIALS: &str = "give the pod's service account a role (IRSA or EKS Pod \
@@ -35,6 +36,9 @@ where
         }
         SdkError::DispatchFailure(unsent) => {
             let connector = unsent.as_connector_error();
+            if connector.is_some_and(|error| Closed::is_cause_of(error)) {
+                return Ec2Error::new(call, NOT_SENT, Closed.to_string());
+            }
             let causes = causes(connector.and_then(Error::source));
             // The SDK finds credentials only when it is about to send. Failures of the
             // connection are of its other kinds, or come from hyper.

@@ -6,10 +6,10 @@
 
 mod answers;
 mod failures;
+mod gate;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use aws_sdk_ec2::types::{
 };
 use futures::FutureExt;
 
+use self::gate::Gate;
 use super::calls::{
     Answer, Association, Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority,
     SecurityGroup, Subnet,
@@ -72,16 +73,7 @@ pub struct AwsEc2 {
     client: Client,
     limiter: RateLimiter,
     metrics: Ec2Metrics,
-    may_change: Gate,
-}
-
-/// Whether a call may be sent now.
-struct Gate(Box<dyn Fn() -> bool + Send + Sync>);
-
-impl fmt::Debug for Gate {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Gate")
-    }
+    gate: Gate,
 }
 
 /// No source of configuration names an AWS region.
@@ -151,24 +143,27 @@ impl AwsEc2 {
             client: Client::from_conf(config),
             limiter: RateLimiter::new(metrics.clone()),
             metrics,
-            may_change: Gate(Box::new(|| true)),
+            gate: Gate::new(|| true),
         })
     }
 
-    /// Asks right before each call that changes something whether it may be sent, however
-    /// long it has waited for its turn.
+    /// Asks of each call that changes something whether it may be sent: before it is begun,
+    /// which spares a connection, and when the connection takes its body, however long that
+    /// took.
     #[must_use]
     pub fn only_while(mut self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        self.may_change = Gate(Box::new(may_change));
+        self.gate = Gate::new(may_change);
+        let config = self.client.config().to_builder();
+        self.client = Client::from_conf(config.interceptor(self.gate.clone()).build());
         self
     }
 
-    fn may_send(&self, call: &'static str) -> Result<(), Ec2Error> {
-        if call.starts_with("Describe") || (self.may_change.0)() {
+    fn may_begin(&self, call: &'static str) -> Result<(), Ec2Error> {
+        if call.starts_with("Describe") {
             return Ok(());
         }
-        let message = "this process may not change anything (any more)";
-        Err(Ec2Error::new(call, NOT_SENT, message))
+        let passed = self.gate.pass();
+        passed.map_err(|closed| Ec2Error::new(call, NOT_SENT, closed.to_string()))
     }
 
     /// Makes one call: one request, or several alike while there is no answer.
@@ -184,13 +179,14 @@ impl AwsEc2 {
     {
         let turn = || self.limiter.turn(priority);
         let send = || async {
-            self.may_send(call)?;
+            self.may_begin(call)?;
             let request = self.metrics.begin(call);
             let answer = send().await;
             let answer = answer.map_err(|error| failures::failure(call, error));
             match &answer {
                 Err(error) if error.class == ErrorClass::Throttled => self.limiter.throttled(),
                 Err(error) if !error.is_conclusive() || error.code == NO_CREDENTIALS => {}
+                Err(error) if error.code == NOT_SENT => {}
                 _ => self.limiter.served(),
             }
             request.end(&answer);
