@@ -94,6 +94,13 @@ pub(super) struct WebhookArgs {
     /// given
     #[arg(long, value_name = "PATH", help_heading = "Decisions")]
     allocator_socket: Option<PathBuf>,
+
+    /// User that may edit PolicyEndpoints, besides EKS's own controllers; may be repeated
+    ///
+    /// For example system:serviceaccount:netpol:controller, where the network policy
+    /// controller is installed under another name than its chart gives it.
+    #[arg(long, value_name = "USER", help_heading = "Decisions")]
+    policy_endpoint_user: Vec<String>,
 }
 
 impl WebhookArgs {
@@ -157,6 +164,7 @@ impl WebhookArgs {
             tls,
             settings,
             self.allocator_socket.clone(),
+            self.policy_endpoint_user.clone(),
             shutdown,
         );
         tokio::select! {

@@ -45,6 +45,7 @@ pub struct Webhook {
     cluster: Cluster,
     settings: Settings,
     allocator: Option<Allocator>,
+    policy_endpoint_users: Vec<String>,
     metrics: Metrics,
     draining: AtomicBool,
 }
@@ -65,7 +66,8 @@ pub struct Ended(&'static str);
 
 /// Runs the webhook until `shutdown` ends and the running requests are answered.
 ///
-/// The allocator is asked where `allocator_socket` says, or not at all.
+/// The allocator is asked where `allocator_socket` says, or not at all. The
+/// `policy_endpoint_users` may edit PolicyEndpoints besides EKS's own controllers.
 ///
 /// # Errors
 ///
@@ -76,9 +78,13 @@ pub async fn run(
     tls: Arc<ServerConfig>,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
+    policy_endpoint_users: Vec<String>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
-    let webhook = Arc::new(Webhook::new(client.clone(), settings, allocator_socket));
+    let webhook = Arc::new(Webhook {
+        policy_endpoint_users,
+        ..Webhook::new(client.clone(), settings, allocator_socket)
+    });
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -108,6 +114,7 @@ impl Webhook {
             cluster,
             settings,
             allocator,
+            policy_endpoint_users: Vec::new(),
             metrics,
             draining: AtomicBool::new(false),
         }
