@@ -64,11 +64,11 @@ documented!("networks.md",
             {"from": [selector("db"), selector("web")], "ports": ports(1, 20)},
             {"from": [selector("web")], "ports": ports(16, 25)},
         ]);
-        for (spec, text) in [
-            (json!({"podSelector": {}, "ingress": from}), &texts[0]),
-            (json!({"podSelector": {}, "egress": [{"ports": ports(70, 99)}]}), &texts[1]),
+        for (policy, text) in [
+            (network_policy(json!({"podSelector": {}, "ingress": from})), &texts[0]),
+            (egress_policy(json!([{"ports": ports(70, 99)}])), &texts[1]),
         ] {
-            let written = namespace.apply(&network_policy(spec)).ok();
+            let written = namespace.apply(&policy).ok();
             assert_eq!(written.warnings(), [text]);
         }
         assert_eq!(texts.len(), 2);

@@ -80,17 +80,13 @@ impl NodeLocal<'_> {
             _ => (certain, "select"),
         };
         let (targets, way_out) = if self.is_load_balancer {
-            (
-                "instance targets",
-                ", or give the load balancer targets of type ip",
-            )
+            ("instance targets", ", or have targets of type ip")
         } else {
             ("node ports", "")
         };
         Some(format!(
-            "{}: with externalTrafficPolicy Local, {targets} do not reach pods with security \
-             groups, and {} {verb} its pods (standard enforcing mode excepted). Write \
-             Cluster{way_out}",
+            "{}: externalTrafficPolicy Local with {targets} does not reach pods with security \
+             groups (except in standard enforcing mode); {} {verb} its pods. Write Cluster{way_out}",
             subject(self.service),
             quoted_names("SecurityGroupPolicy", "SecurityGroupPolicies", &names),
         ))
@@ -279,28 +275,28 @@ mod tests {
                 &node_port,
                 policies(&[("clients", web()), ("db", other()), ("tier", tier())]),
                 Some(
-                    "Service \"web\": with externalTrafficPolicy Local, node ports do not reach \
-                     pods with security groups, and SecurityGroupPolicy \"clients\" selects its \
-                     pods (standard enforcing mode excepted). Write Cluster",
+                    "Service \"web\": externalTrafficPolicy Local with node ports does not reach \
+                     pods with security groups (except in standard enforcing mode); \
+                     SecurityGroupPolicy \"clients\" selects its pods. Write Cluster",
                 ),
             ),
             (
                 &node_port,
                 policies(&[("all", json!({})), ("clients", web())]),
                 Some(
-                    "Service \"web\": with externalTrafficPolicy Local, node ports do not reach \
-                     pods with security groups, and SecurityGroupPolicies \"all\", \"clients\" \
-                     select its pods (standard enforcing mode excepted). Write Cluster",
+                    "Service \"web\": externalTrafficPolicy Local with node ports does not reach \
+                     pods with security groups (except in standard enforcing mode); \
+                     SecurityGroupPolicies \"all\", \"clients\" select its pods. Write Cluster",
                 ),
             ),
             (
                 &balancer,
                 policies(&[("db", other()), ("tier", tier())]),
                 Some(
-                    "Service \"web\": with externalTrafficPolicy Local, instance targets do not \
-                     reach pods with security groups, and SecurityGroupPolicy \"tier\" may select \
-                     its pods (standard enforcing mode excepted). Write Cluster, or give the \
-                     load balancer targets of type ip",
+                    "Service \"web\": externalTrafficPolicy Local with instance targets does not \
+                     reach pods with security groups (except in standard enforcing mode); \
+                     SecurityGroupPolicy \"tier\" may select its pods. Write Cluster, or have \
+                     targets of type ip",
                 ),
             ),
         ] {
