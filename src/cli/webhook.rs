@@ -14,7 +14,7 @@ use super::signals::Signals;
 use crate::api::names::{MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION};
 use crate::policy::{GracePeriodPolicy, MissingGroupPolicy, Settings, UnsupportedPodPolicy};
 use crate::tls::{ServingCertificate, ca_bundle};
-use crate::webhook::{self, Listeners};
+use crate::webhook::{self, Editors, Listeners};
 
 /// Run the admission webhook
 ///
@@ -157,6 +157,9 @@ impl WebhookArgs {
             unsupported_pods: self.unsupported_pods,
             missing_groups: self.missing_groups,
         };
+        let editors = Editors {
+            policy_endpoints: self.policy_endpoint_user.clone(),
+        };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
         let webhook = webhook::run(
             client.clone(),
@@ -164,7 +167,7 @@ impl WebhookArgs {
             tls,
             settings,
             self.allocator_socket.clone(),
-            self.policy_endpoint_user.clone(),
+            editors,
             shutdown,
         );
         tokio::select! {

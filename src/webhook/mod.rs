@@ -45,7 +45,7 @@ pub struct Webhook {
     cluster: Cluster,
     settings: Settings,
     allocator: Option<Allocator>,
-    policy_endpoint_users: Vec<String>,
+    editors: Editors,
     metrics: Metrics,
     draining: AtomicBool,
 }
@@ -59,6 +59,13 @@ pub struct Listeners {
     pub metrics: Option<TcpListener>,
 }
 
+/// Users that may write what others may not, besides EKS's own controllers.
+#[derive(Clone, Debug, Default)]
+pub struct Editors {
+    /// Who may edit PolicyEndpoints.
+    pub policy_endpoints: Vec<String>,
+}
+
 /// A part without which the webhook can't go on has ended.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} ended by itself")]
@@ -66,8 +73,7 @@ pub struct Ended(&'static str);
 
 /// Runs the webhook until `shutdown` ends and the running requests are answered.
 ///
-/// The allocator is asked where `allocator_socket` says, or not at all. The
-/// `policy_endpoint_users` may edit PolicyEndpoints besides EKS's own controllers.
+/// The allocator is asked where `allocator_socket` says, or not at all.
 ///
 /// # Errors
 ///
@@ -78,11 +84,11 @@ pub async fn run(
     tls: Arc<ServerConfig>,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
-    policy_endpoint_users: Vec<String>,
+    editors: Editors,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
     let webhook = Arc::new(Webhook {
-        policy_endpoint_users,
+        editors,
         ..Webhook::new(client.clone(), settings, allocator_socket)
     });
     let shutdown = async {
@@ -114,7 +120,7 @@ impl Webhook {
             cluster,
             settings,
             allocator,
-            policy_endpoint_users: Vec::new(),
+            editors: Editors::default(),
             metrics,
             draining: AtomicBool::new(false),
         }

@@ -67,7 +67,7 @@ impl Webhook {
             old: request.old_object.as_ref(),
             new: request.object.as_ref(),
         };
-        match edit.refusal(&self.policy_endpoint_users) {
+        match edit.refusal(&self.editors.policy_endpoints) {
             None => Answer::allowed(None, Vec::new()),
             Some(message) => {
                 tracing::info!(namespace = request.namespace(), message, "edit refused");
