@@ -104,7 +104,7 @@ fn egress(spec: &NetworkPolicySpec) -> Rules<'_> {
 /// egress where there are rules for it.
 fn has_type(spec: &NetworkPolicySpec, direction: &str) -> bool {
     match spec.policy_types.as_deref() {
-        None | Some([]) => direction == INGRESS || spec.egress.is_some(),
+        None | Some([]) => direction == INGRESS || spec.egress.iter().flatten().next().is_some(),
         Some(types) => types.iter().any(|one| one == direction),
     }
 }
@@ -541,7 +541,11 @@ mod tests {
                 json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
                 true,
             ),
-            (json!({"podSelector": {}, "egress": []}), true),
+            (json!({"podSelector": {}, "egress": []}), false),
+            (
+                json!({"podSelector": {}, "egress": [{"ports": [{"port": 443}]}]}),
+                true,
+            ),
         ] {
             let policy = policy(spec);
             let found = CutOff::by(policy.spec.as_ref().unwrap());
