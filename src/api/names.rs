@@ -65,6 +65,25 @@ pub const ENI_CONFIG_BY_CNI: &str = "vpc.amazonaws.com/eniConfig";
 /// put another name in its place.
 pub const ENI_CONFIG_BY_USER: &str = "k8s.amazonaws.com/eniConfig";
 
+/// Service annotation of the AWS Load Balancer Controller: `ip` or `instance`.
+pub const LOAD_BALANCER_TARGET_TYPE: &str =
+    "service.beta.kubernetes.io/aws-load-balancer-nlb-target-type";
+
+/// Service annotation for who makes the load balancer; once `nlb-ip` meant targets of type
+/// `ip` too.
+pub const LOAD_BALANCER_TYPE: &str = "service.beta.kubernetes.io/aws-load-balancer-type";
+
+/// Who edits PolicyEndpoints: EKS's network policy controller, as EKS runs it or as its chart
+/// installs it, and the controllers that delete what has lost its owner or its namespace, with
+/// users of their own or that of their process.
+pub const POLICY_ENDPOINT_EDITORS: [&str; 5] = [
+    "eks:network-policy-controller",
+    "system:serviceaccount:kube-system:amazon-network-policy-controller-k8s",
+    "system:serviceaccount:kube-system:generic-garbage-collector",
+    "system:serviceaccount:kube-system:namespace-controller",
+    "system:kube-controller-manager",
+];
+
 /// Keeps a CNINode until its interfaces are gone from EC2.
 pub const CNI_NODE_FINALIZER: &str = "networking.k8s.aws/resource-cleanup";
 

@@ -14,7 +14,7 @@ use super::signals::Signals;
 use crate::api::names::{MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION};
 use crate::policy::{GracePeriodPolicy, MissingGroupPolicy, Settings, UnsupportedPodPolicy};
 use crate::tls::{ServingCertificate, ca_bundle};
-use crate::webhook::{self, Listeners};
+use crate::webhook::{self, Editors, Listeners};
 
 /// Run the admission webhook
 ///
@@ -94,6 +94,13 @@ pub(super) struct WebhookArgs {
     /// given
     #[arg(long, value_name = "PATH", help_heading = "Decisions")]
     allocator_socket: Option<PathBuf>,
+
+    /// User that may edit PolicyEndpoints, besides EKS's own controllers; may be repeated
+    ///
+    /// For example system:serviceaccount:netpol:controller, where the network policy
+    /// controller is installed under another name than its chart gives it.
+    #[arg(long, value_name = "USER", help_heading = "Decisions")]
+    policy_endpoint_user: Vec<String>,
 }
 
 impl WebhookArgs {
@@ -150,6 +157,9 @@ impl WebhookArgs {
             unsupported_pods: self.unsupported_pods,
             missing_groups: self.missing_groups,
         };
+        let editors = Editors {
+            policy_endpoints: self.policy_endpoint_user.clone(),
+        };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
         let webhook = webhook::run(
             client.clone(),
@@ -157,6 +167,7 @@ impl WebhookArgs {
             tls,
             settings,
             self.allocator_socket.clone(),
+            editors,
             shutdown,
         );
         tokio::select! {

@@ -105,6 +105,11 @@ impl NamespacePolicies {
         self.entries.is_empty() && self.invalid.is_empty()
     }
 
+    /// The policies that can select pods, in order of their names.
+    pub fn valid(&self) -> impl Iterator<Item = &Policy> {
+        self.entries.values().map(|entry| entry.policy.as_ref())
+    }
+
     /// The policies that are ignored, in order of their names.
     pub fn invalid(&self) -> impl Iterator<Item = &InvalidPolicy> {
         self.invalid.values()
@@ -142,8 +147,7 @@ impl NamespacePolicies {
     /// For the rare pod whose service account is not known; its cost grows with the number
     /// of policies.
     pub fn awaiting_service_account(&self, pod: &(impl Labels + ?Sized)) -> Vec<&Policy> {
-        let policies = self.entries.values().map(|entry| entry.policy.as_ref());
-        policies
+        self.valid()
             .filter(|policy| policy.service_account_selector.is_some() && policy.selects_pod(pod))
             .collect()
     }

@@ -11,6 +11,7 @@ pub mod decision;
 pub mod index;
 pub mod label_syntax;
 pub mod labels;
+pub mod overlap;
 pub mod pod;
 pub mod selector;
 pub mod service_accounts;
@@ -22,6 +23,7 @@ pub use decision::{
     Settings, Unsupported, UnsupportedPodPolicy, decide,
 };
 pub use index::{NamespacePolicies, PolicyIndex};
+pub use overlap::Overlap;
 pub use pod::Pod;
 pub use selector::{Selector, SelectorError};
 pub use service_accounts::ServiceAccountIndex;

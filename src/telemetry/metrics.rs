@@ -67,6 +67,8 @@ pub struct LookupMetrics {
     pub policies: Counter,
     /// Reads of a service account, new or to confirm that no policy selects its pod.
     pub service_accounts: Counter,
+    /// Lists of a namespace's network policies, for the ports of a Service.
+    pub network_policies: Counter,
 }
 
 /// Questions to the allocator, by outcome.
@@ -170,6 +172,7 @@ impl Metrics {
         let lookups = LookupMetrics {
             policies: lookup("securitygrouppolicies"),
             service_accounts: lookup("serviceaccounts"),
+            network_policies: lookup("networkpolicies"),
         };
 
         let asked = Family::<OutcomeLabels, Counter>::default();

@@ -9,7 +9,8 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{Api, DynamicObject};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
@@ -29,6 +30,10 @@ use crate::telemetry::metrics::{LookupMetrics, WatchMetrics};
 /// questions is bounded by its deadline.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How many network policies of a namespace are looked at: those of others are for warnings
+/// only, and what is read for them has a bound.
+const MOST_NETWORK_POLICIES: u32 = 500;
+
 /// What the webhook knows of the cluster.
 pub struct Cluster {
     client: Client,
@@ -39,6 +44,7 @@ pub struct Cluster {
     definition_installed: AtomicBool,
     policy_lookup: Lookup<String, Option<Arc<NamespacePolicies>>>,
     service_account_lookup: Lookup<(String, String), Option<ServiceAccountLabels>>,
+    network_policy_lookup: Lookup<String, Arc<[NetworkPolicy]>>,
     watch_metrics: WatchMetrics,
 }
 
@@ -62,6 +68,7 @@ impl Cluster {
             definition_installed: AtomicBool::new(true),
             policy_lookup: Lookup::new(LOOKUP_TIMEOUT, lookups.policies.clone()),
             service_account_lookup: Lookup::new(LOOKUP_TIMEOUT, lookups.service_accounts.clone()),
+            network_policy_lookup: Lookup::new(LOOKUP_TIMEOUT, lookups.network_policies.clone()),
             watch_metrics,
         }
     }
@@ -143,6 +150,29 @@ impl Cluster {
         let found = self.service_account_lookup.run(key, deadline, get).await;
         found.map_err(|error| Unknown {
             what: format!("ServiceAccount {name:?} of namespace {namespace:?}"),
+            error,
+        })
+    }
+
+    /// The network policies of a namespace as the API server has them now; of a namespace with
+    /// more than [`MOST_NETWORK_POLICIES`], the first.
+    pub async fn ask_network_policies(
+        &self,
+        namespace: &str,
+        deadline: Instant,
+    ) -> Result<Arc<[NetworkPolicy]>, Unknown> {
+        if !is_object_name(namespace) {
+            return Ok(Arc::default());
+        }
+        let api = Api::<NetworkPolicy>::namespaced(self.client.clone(), namespace);
+        let list = async move {
+            let parameters = ListParams::default().limit(MOST_NETWORK_POLICIES);
+            Ok(api.list(&parameters).await?.items.into())
+        };
+        let key = namespace.to_owned();
+        let found = self.network_policy_lookup.run(key, deadline, list).await;
+        found.map_err(|error| Unknown {
+            what: format!("the NetworkPolicies of namespace {namespace:?}"),
             error,
         })
     }

@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod pods;
 pub mod policies;
 pub mod review;
+pub mod warnings;
 pub mod watch;
 pub mod workloads;
 
@@ -44,6 +45,7 @@ pub struct Webhook {
     cluster: Cluster,
     settings: Settings,
     allocator: Option<Allocator>,
+    editors: Editors,
     metrics: Metrics,
     draining: AtomicBool,
 }
@@ -55,6 +57,13 @@ pub struct Listeners {
     pub admission: TcpListener,
     /// For `/metrics`, without TLS; `None` for no metrics.
     pub metrics: Option<TcpListener>,
+}
+
+/// Users that may write what others may not, besides EKS's own controllers.
+#[derive(Clone, Debug, Default)]
+pub struct Editors {
+    /// Who may edit PolicyEndpoints.
+    pub policy_endpoints: Vec<String>,
 }
 
 /// A part without which the webhook can't go on has ended.
@@ -75,9 +84,13 @@ pub async fn run(
     tls: Arc<ServerConfig>,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
+    editors: Editors,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
-    let webhook = Arc::new(Webhook::new(client.clone(), settings, allocator_socket));
+    let webhook = Arc::new(Webhook {
+        editors,
+        ..Webhook::new(client.clone(), settings, allocator_socket)
+    });
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -107,6 +120,7 @@ impl Webhook {
             cluster,
             settings,
             allocator,
+            editors: Editors::default(),
             metrics,
             draining: AtomicBool::new(false),
         }

@@ -21,8 +21,13 @@ pub const FARGATE_GROUPS: &str = "fargate.amazonaws.com/pod-sg";
 pub static DEFAULT: LazyLock<Sandbox> = LazyLock::new(|| start(&[]));
 
 /// The webhook with every choice that is not the default.
-pub static STRICT: LazyLock<Sandbox> =
-    LazyLock::new(|| start(&["--grace-period-policy=set", "--unsupported-pods=deny"]));
+pub static STRICT: LazyLock<Sandbox> = LazyLock::new(|| {
+    start(&[
+        "--grace-period-policy=set",
+        "--unsupported-pods=deny",
+        "--policy-endpoint-user=system:serviceaccount:netpol:controller",
+    ])
+});
 
 /// Starts a sandbox of one's own. It ends with this process at the latest.
 pub fn start(webhook_arguments: &[&str]) -> Sandbox {

@@ -1,6 +1,9 @@
 //! What users get when they create pods: the real API server, the real `kubectl` and the
 //! real webhook, one control plane for all tests and a namespace for each.
 
+#[macro_use]
+#[path = "../support/documented.rs"]
+mod documented;
 #[path = "../support/waiting.rs"]
 mod waiting;
 
@@ -9,6 +12,7 @@ mod cluster;
 mod definition;
 mod https;
 mod mutation;
+mod networks;
 mod protocol;
 mod refusal;
 mod selection;
