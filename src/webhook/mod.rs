@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod pods;
 pub mod policies;
 pub mod review;
+pub mod warnings;
 pub mod watch;
 pub mod workloads;
 
