@@ -8,6 +8,8 @@
 pub mod availability;
 pub mod compiled;
 pub mod decision;
+pub mod field_error;
+pub mod groups_per_interface;
 pub mod index;
 pub mod label_syntax;
 pub mod labels;
@@ -21,6 +23,8 @@ pub use decision::{
     Change, Concern, Decision, Denial, GracePeriodPolicy, MissingGroupPolicy, ServiceAccount,
     Settings, Unsupported, UnsupportedPodPolicy, decide,
 };
+pub use field_error::{FieldError, FieldErrorKind};
+pub use groups_per_interface::GroupsPerInterface;
 pub use index::{NamespacePolicies, PolicyIndex};
 pub use pod::Pod;
 pub use selector::{Selector, SelectorError};

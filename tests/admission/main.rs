@@ -1,17 +1,24 @@
 //! What users get when they create pods: the real API server, the real `kubectl` and the
 //! real webhook, one control plane for all tests and a namespace for each.
 
+#[macro_use]
+#[path = "../support/documented.rs"]
+mod documented;
 #[path = "../support/waiting.rs"]
 mod waiting;
 
 mod allocator;
+mod calls;
 mod cluster;
 mod definition;
 mod https;
 mod mutation;
+mod policies;
 mod protocol;
+mod recorder;
 mod refusal;
 mod selection;
 mod shutdown;
 mod warnings;
+mod workload_templates;
 mod workloads;
