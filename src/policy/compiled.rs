@@ -396,7 +396,7 @@ mod tests {
                 json!({"podSelector": 7}),
                 vec![
                     "spec: Invalid value: it can't be read: invalid type: integer `7`, expected \
-                     struct LabelSelector"
+                     LabelSelector"
                         .to_owned(),
                 ],
             ),

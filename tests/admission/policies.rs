@@ -8,18 +8,18 @@ use sgp::api::SecurityGroupPolicy;
 
 use crate::allocator::{ELSEWHERE, FULL, MISSING};
 use crate::cluster::{
-    DEFAULT, GROUP, LENIENT, Namespace, STRICT, by_pod, eventually, everything, kubectl, policy,
+    DEFAULT, GROUP, LENIENT, Namespace, by_pod, eventually, everything, kubectl, policy,
 };
 use crate::https::{self, block_on};
 use crate::recorder::Registration;
 use crate::workload_templates;
 
 documented!("policies.md",
-    denied => denied,
-    several => several,
-    as_others_see_it => as_others_see_it,
-    groups => groups,
-    never_closed => never_closed,
+    denied => one_problem_each,
+    several => several_at_once,
+    as_others_see_it => message_of_the_status,
+    groups => unusable_groups,
+    never_closed => namespaces_that_stay_open,
     pods_refused => workload_templates::refused,
     pods_refused_strictly => workload_templates::refused_strictly,
     pods_warned => workload_templates::warned,
@@ -55,7 +55,7 @@ fn broken() -> Value {
     spec
 }
 
-fn denied(texts: &[String]) {
+fn one_problem_each(texts: &[String]) {
     let specs = [
         json!({"securityGroups": {"groupIds": [GROUP]}}),
         with_expression(json!({"key": "app", "operator": "Near"})),
@@ -80,14 +80,14 @@ fn denied(texts: &[String]) {
     }
 }
 
-fn several(texts: &[String]) {
+fn several_at_once(texts: &[String]) {
     let refused = Namespace::new().apply(&policy("database", &broken()));
     assert!(!refused.success, "{refused:#?}");
     let lines: Vec<_> = refused.stderr.lines().map(str::trim_end).collect();
     assert_eq!(lines, texts);
 }
 
-fn as_others_see_it(texts: &[String]) {
+fn message_of_the_status(texts: &[String]) {
     let namespace = Namespace::new();
     let client = DEFAULT.control_plane().client();
     let resource = ApiResource::erase::<SecurityGroupPolicy>(&());
@@ -98,7 +98,7 @@ fn as_others_see_it(texts: &[String]) {
         panic!("{created:#?}");
     };
     assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
-    assert_eq!(texts, [status.message.clone()]);
+    assert_eq!(texts.concat(), status.message);
     let details = status.details.as_ref().unwrap();
     assert_eq!(details.kind, SecurityGroupPolicy::kind(&()));
     let causes = details.causes.iter();
@@ -117,7 +117,7 @@ fn as_others_see_it(texts: &[String]) {
     );
 }
 
-fn groups(texts: &[String]) {
+fn unusable_groups(texts: &[String]) {
     let namespace = Namespace::of(*FULL);
     let policy = policy("database", &everything(&[GROUP, MISSING, ELSEWHERE]));
     // Until the allocator answers in time, which it does not on a machine that is very busy.
@@ -129,7 +129,7 @@ fn groups(texts: &[String]) {
     assert_eq!(warnings, texts);
 }
 
-fn never_closed(texts: &[String]) {
+fn namespaces_that_stay_open(texts: &[String]) {
     let policy = policy("database", &by_pod(json!({"app": "nobody"})));
     let arguments = ["apply", "--dry-run=server", "-n=kube-system", "-f", "-"];
     assert_eq!(
