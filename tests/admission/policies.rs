@@ -89,11 +89,13 @@ fn several_at_once(texts: &[String]) {
 
 fn message_of_the_status(texts: &[String]) {
     let namespace = Namespace::new();
-    let client = DEFAULT.control_plane().client();
-    let resource = ApiResource::erase::<SecurityGroupPolicy>(&());
-    let policies = Api::<DynamicObject>::namespaced_with(client, &namespace.name, &resource);
-    let broken = serde_json::from_value(policy("database", &broken())).unwrap();
-    let created = block_on(async { policies.create(&PostParams::default(), &broken).await });
+    let created = block_on(async {
+        let client = DEFAULT.control_plane().client();
+        let resource = ApiResource::erase::<SecurityGroupPolicy>(&());
+        let policies = Api::<DynamicObject>::namespaced_with(client, &namespace.name, &resource);
+        let broken = serde_json::from_value(policy("database", &broken())).unwrap();
+        policies.create(&PostParams::default(), &broken).await
+    });
     let Err(kube::Error::Api(status)) = created else {
         panic!("{created:#?}");
     };
