@@ -74,6 +74,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it lets everything in, whatever may be wrong.
+    pub fn only_warns(self) -> bool {
+        self == Self::ValidateWorkload
+    }
+
     /// What the path takes.
     pub fn takes(self) -> &'static [Taken] {
         match self {

@@ -12,7 +12,9 @@ use k8s_openapi::api::admissionregistration::v1::{
 use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
 use crate::api::names::{MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION};
-use crate::policy::{GracePeriodPolicy, MissingGroupPolicy, Settings, UnsupportedPodPolicy};
+use crate::policy::{
+    GracePeriodPolicy, GroupsPerInterface, MissingGroupPolicy, Settings, UnsupportedPodPolicy,
+};
 use crate::tls::{ServingCertificate, ca_bundle};
 use crate::webhook::{self, Editors, Listeners};
 
@@ -90,6 +92,18 @@ pub(super) struct WebhookArgs {
     #[arg(long, value_enum, default_value_t, help_heading = "Decisions")]
     missing_groups: MissingGroupPolicy,
 
+    /// The most security groups that EC2 takes for one interface, from 1 to 16
+    ///
+    /// Raise it where the account's quota was raised. A policy with more is refused, and a
+    /// pod that gets more from several policies is warned about.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t,
+        help_heading = "Decisions"
+    )]
+    groups_per_interface: GroupsPerInterface,
+
     /// Unix socket of the allocator, to ask for groups and free interfaces; not asked if not
     /// given
     #[arg(long, value_name = "PATH", help_heading = "Decisions")]
@@ -156,6 +170,7 @@ impl WebhookArgs {
             grace_period: self.grace_period_policy,
             unsupported_pods: self.unsupported_pods,
             missing_groups: self.missing_groups,
+            groups_per_interface: self.groups_per_interface,
         };
         let editors = Editors {
             policy_endpoints: self.policy_endpoint_user.clone(),

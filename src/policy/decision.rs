@@ -4,6 +4,7 @@
 
 use super::availability::Availability;
 use super::compiled::{InvalidPolicy, Policy};
+use super::groups_per_interface::GroupsPerInterface;
 use super::index::NamespacePolicies;
 use super::labels::Labels;
 use super::pod::{LabelPairs, Pod};
@@ -12,10 +13,6 @@ use crate::api::SecurityGroupId;
 /// The grace period that a pod gets which says none: what the API server defaults to
 /// (Pod API reference, `terminationGracePeriodSeconds`).
 pub const DEFAULT_GRACE_PERIOD_SECONDS: i64 = 30;
-
-/// The most security groups that EC2 takes for one interface unless the account's quota was
-/// raised (Amazon VPC User Guide, "Amazon VPC quotas").
-pub const GROUPS_PER_INTERFACE: usize = 5;
 
 /// How an operator wants doubtful pods treated.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +23,8 @@ pub struct Settings {
     pub unsupported_pods: UnsupportedPodPolicy,
     /// Pods with security groups that do not exist.
     pub missing_groups: MissingGroupPolicy,
+    /// The most groups that EC2 takes for one interface.
+    pub groups_per_interface: GroupsPerInterface,
 }
 
 /// What happens to a pod with security groups that would vanish at once.
@@ -115,8 +114,8 @@ pub enum Concern<'p> {
         /// The VPC of the cluster's nodes.
         cluster_vpc_id: &'p str,
     },
-    /// There are more groups than EC2 takes for one interface.
-    TooManyGroups,
+    /// There are more groups than EC2 takes for one interface, which is this many.
+    TooManyGroups(GroupsPerInterface),
     /// Pods have all branch interfaces of this many nodes, which are all that there are.
     NoFreeInterface(usize),
     /// The pod can have no branch interface and runs without its groups.
@@ -185,7 +184,7 @@ fn decide_by_valid<'p, L: Labels + ?Sized>(
             decision.policies = policies.selecting(pod.labels(), &LabelPairs::default());
         }
     }
-    decision.unite_groups();
+    decision.unite_groups(settings.groups_per_interface);
 
     if pod.is_fargate() {
         decision.decide_fargate(pod);
@@ -197,7 +196,7 @@ fn decide_by_valid<'p, L: Labels + ?Sized>(
 }
 
 impl<'p> Decision<'p> {
-    fn unite_groups(&mut self) {
+    fn unite_groups(&mut self, most: GroupsPerInterface) {
         for policy in &self.policies {
             for id in &policy.group_ids {
                 if !self.group_ids.contains(&id) {
@@ -208,8 +207,8 @@ impl<'p> Decision<'p> {
                 }
             }
         }
-        if self.group_ids.len() > GROUPS_PER_INTERFACE {
-            self.concerns.push(Concern::TooManyGroups);
+        if self.group_ids.len() > most.get() {
+            self.concerns.push(Concern::TooManyGroups(most));
         }
     }
 
@@ -310,7 +309,8 @@ impl<'p> Decision<'p> {
 }
 
 impl<'p> Concern<'p> {
-    fn of_group(id: &'p SecurityGroupId, availability: &'p Availability) -> Option<Self> {
+    /// Why no pod can have this group, if that is so.
+    pub fn of_group(id: &'p SecurityGroupId, availability: &'p Availability) -> Option<Self> {
         if availability
             .missing
             .iter()
@@ -671,7 +671,7 @@ mod tests {
         let last = ["sg-00000001", "sg-00000004", "sg-00000005", "sg-00000006"];
         assert_eq!(ids[..2], ["sg-00000002", "sg-00000003"]);
         assert_eq!(ids[2..], last);
-        assert!(matches!(decision.concerns[..], [Concern::TooManyGroups]));
+        assert!(matches!(decision.concerns[..], [Concern::TooManyGroups(_)]));
     }
 
     #[test]

@@ -8,6 +8,8 @@
 pub mod availability;
 pub mod compiled;
 pub mod decision;
+pub mod field_error;
+pub mod groups_per_interface;
 pub mod index;
 pub mod label_syntax;
 pub mod labels;
@@ -22,6 +24,8 @@ pub use decision::{
     Change, Concern, Decision, Denial, GracePeriodPolicy, MissingGroupPolicy, ServiceAccount,
     Settings, Unsupported, UnsupportedPodPolicy, decide,
 };
+pub use field_error::{FieldError, FieldErrorKind};
+pub use groups_per_interface::GroupsPerInterface;
 pub use index::{NamespacePolicies, PolicyIndex};
 pub use overlap::Overlap;
 pub use pod::Pod;

@@ -2,13 +2,15 @@
 //!
 //! What is a valid selector and what it selects is exactly what Kubernetes makes of it
 //! ([`LabelSelector`] in apimachinery); `tests/selector_oracle.rs` asks both and compares.
-//! Everything that can be wrong is found in `TryFrom`, so that matching cannot fail.
+//! Everything that can be wrong is found by [`Selector::compile`], so that matching cannot
+//! fail.
 
 use std::fmt::{self, Display, Write};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use thiserror::Error;
 
+use super::field_error::{FieldError, FieldErrorKind};
 use super::label_syntax::{KeyProblem, ValueProblem, check_key, check_value};
 use super::labels::Labels;
 
@@ -93,95 +95,148 @@ fn contains(values: &Values, value: &str) -> bool {
 impl TryFrom<&LabelSelector> for Selector {
     type Error = SelectorError;
 
-    /// Compiles a selector. Of several problems the first one is reported, in the order of
-    /// [`Selector::requirements`] and within an expression in that of its fields.
+    /// Compiles a selector. Of several problems the first one is reported.
     fn try_from(selector: &LabelSelector) -> Result<Self, SelectorError> {
-        let labels = selector.match_labels.iter().flatten();
-        let labels = labels.map(|(key, value)| compile_label(key, value));
-        let expressions = selector.match_expressions.iter().flatten().enumerate();
-        let expressions = expressions.map(|(index, expression)| {
-            compile_expression(&format!("matchExpressions[{index}]"), expression)
-        });
-        let requirements = labels.chain(expressions).collect::<Result<_, _>>()?;
-        Ok(Self { requirements })
+        Self::compile(selector).map_err(|problems| {
+            let first = problems.into_iter().next();
+            first.expect("a selector is refused for a reason")
+        })
     }
 }
 
-fn compile_label(key: &str, value: &str) -> Result<Requirement, SelectorError> {
-    require_key("matchLabels", key)?;
-    require_value(|| format!("matchLabels[{key}]"), value)?;
-    Ok(Requirement::new(key, Condition::In([value.into()].into())))
+impl Selector {
+    /// Compiles a selector, or says all that is wrong with it: at least one problem, in the
+    /// order of [`Selector::requirements`] and within an expression in that of its fields.
+    pub fn compile(selector: &LabelSelector) -> Result<Self, Vec<SelectorError>> {
+        let mut problems = Vec::new();
+        let mut requirements = Vec::new();
+        for (key, value) in selector.match_labels.iter().flatten() {
+            requirements.extend(compile_label(key, value, &mut problems));
+        }
+        for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
+            let path = format!("matchExpressions[{index}]");
+            requirements.extend(compile_expression(&path, expression, &mut problems));
+        }
+        if problems.is_empty() {
+            let requirements = requirements.into();
+            Ok(Self { requirements })
+        } else {
+            Err(problems)
+        }
+    }
 }
 
+/// The requirement, unless there is a problem with it, which is added to the others.
+fn compile_label(key: &str, value: &str, problems: &mut Vec<SelectorError>) -> Option<Requirement> {
+    let before = problems.len();
+    require_key("matchLabels", key, problems);
+    // A key that is none is not repeated as a part of the path.
+    let path = match problems.len() > before {
+        true => "matchLabels".to_owned(),
+        false => format!("matchLabels[{key}]"),
+    };
+    require_value(|| path, value, problems);
+    let condition = Condition::In([value.into()].into());
+    (problems.len() == before).then(|| Requirement::new(key, condition))
+}
+
+/// The requirement, unless there are problems with it, which are added to the others.
 fn compile_expression(
     path: &str,
     expression: &LabelSelectorRequirement,
-) -> Result<Requirement, SelectorError> {
+    problems: &mut Vec<SelectorError>,
+) -> Option<Requirement> {
+    let before = problems.len();
     let key = &expression.key;
-    require_key(&format!("{path}.key"), key)?;
+    require_key(&format!("{path}.key"), key, problems);
+    let operator = Operator::parse(&expression.operator);
     let values = expression.values.as_deref().unwrap_or_default();
-    let condition = match expression.operator.as_str() {
-        "In" => Condition::In(some_values(path, "In", values)?),
-        "NotIn" => Condition::NotIn(some_values(path, "NotIn", values)?),
-        "Exists" => {
-            require_no_values(path, "Exists", values)?;
-            Condition::Exists
-        }
-        "DoesNotExist" => {
-            require_no_values(path, "DoesNotExist", values)?;
-            Condition::DoesNotExist
-        }
-        other => {
-            let problem = SelectorProblem::Operator(other.into());
-            return Err(SelectorError::new(format!("{path}.operator"), problem));
-        }
-    };
-    Ok(Requirement::new(key, condition))
-}
-
-fn require_key(path: &str, key: &str) -> Result<(), SelectorError> {
-    check_key(key).map_err(|problem| {
-        let key = key.into();
-        SelectorError::new(path, SelectorProblem::Key { key, problem })
-    })
-}
-
-fn require_value(path: impl FnOnce() -> String, value: &str) -> Result<(), SelectorError> {
-    check_value(value).map_err(|problem| {
-        let value = value.into();
-        SelectorError::new(path(), SelectorProblem::Value { value, problem })
-    })
-}
-
-fn require_no_values(
-    path: &str,
-    operator: &'static str,
-    values: &[String],
-) -> Result<(), SelectorError> {
     let count = values.len();
-    if count > 0 {
-        let problem = SelectorProblem::SomeValues { operator, count };
-        return Err(SelectorError::new(format!("{path}.values"), problem));
-    }
-    Ok(())
-}
-
-fn some_values(
-    path: &str,
-    operator: &'static str,
-    values: &[String],
-) -> Result<Values, SelectorError> {
-    if values.is_empty() {
-        let problem = SelectorProblem::NoValues { operator };
-        return Err(SelectorError::new(format!("{path}.values"), problem));
+    let problem = match operator {
+        None => {
+            let written = expression.operator.as_str().into();
+            Some(("operator", SelectorProblem::Operator(written)))
+        }
+        Some(operator) => match (operator.compares_with_values(), operator.name()) {
+            (true, operator) if count == 0 => {
+                Some(("values", SelectorProblem::NoValues { operator }))
+            }
+            (false, operator) if count > 0 => {
+                Some(("values", SelectorProblem::SomeValues { operator, count }))
+            }
+            _ => None,
+        },
+    };
+    if let Some((field, problem)) = problem {
+        problems.push(SelectorError::new(format!("{path}.{field}"), problem));
     }
     for (index, value) in values.iter().enumerate() {
-        require_value(|| format!("{path}.values[{index}]"), value)?;
+        require_value(|| format!("{path}.values[{index}]"), value, problems);
     }
+    if problems.len() > before {
+        return None;
+    }
+    let condition = match operator? {
+        Operator::In => Condition::In(sorted(values)),
+        Operator::NotIn => Condition::NotIn(sorted(values)),
+        Operator::Exists => Condition::Exists,
+        Operator::DoesNotExist => Condition::DoesNotExist,
+    };
+    Some(Requirement::new(key, condition))
+}
+
+#[derive(Clone, Copy)]
+enum Operator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+impl Operator {
+    const ALL: [Self; 4] = [Self::In, Self::NotIn, Self::Exists, Self::DoesNotExist];
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|operator| operator.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::In => "In",
+            Self::NotIn => "NotIn",
+            Self::Exists => "Exists",
+            Self::DoesNotExist => "DoesNotExist",
+        }
+    }
+
+    fn compares_with_values(self) -> bool {
+        matches!(self, Self::In | Self::NotIn)
+    }
+}
+
+fn require_key(path: &str, key: &str, problems: &mut Vec<SelectorError>) {
+    if let Err(problem) = check_key(key) {
+        let key = key.into();
+        let problem = SelectorProblem::Key { key, problem };
+        problems.push(SelectorError::new(path, problem));
+    }
+}
+
+fn require_value(path: impl FnOnce() -> String, value: &str, problems: &mut Vec<SelectorError>) {
+    if let Err(problem) = check_value(value) {
+        let value = value.into();
+        let problem = SelectorProblem::Value { value, problem };
+        problems.push(SelectorError::new(path(), problem));
+    }
+}
+
+fn sorted(values: &[String]) -> Values {
     let mut values: Vec<Box<str>> = values.iter().map(|value| value.as_str().into()).collect();
     values.sort_unstable();
     values.dedup();
-    Ok(values.into())
+    values.into()
 }
 
 /// Why a label selector is not valid, and where.
@@ -203,6 +258,43 @@ impl SelectorError {
     fn new(path: impl Into<String>, problem: SelectorProblem) -> Self {
         let path = path.into();
         Self { path, problem }
+    }
+
+    /// The problem in the form of the API server, of the selector in this field.
+    pub fn field_error(&self, selector: &str) -> FieldError {
+        let (kind, value, detail) = match &self.problem {
+            SelectorProblem::Key { key, problem } => (
+                FieldErrorKind::Invalid,
+                Some(Quote(key)),
+                problem.to_string(),
+            ),
+            SelectorProblem::Value { value, problem } => (
+                FieldErrorKind::Invalid,
+                Some(Quote(value)),
+                problem.to_string(),
+            ),
+            SelectorProblem::Operator(written) => (
+                FieldErrorKind::Invalid,
+                Some(Quote(written)),
+                "must be In, NotIn, Exists or DoesNotExist".to_owned(),
+            ),
+            SelectorProblem::NoValues { operator } => (
+                FieldErrorKind::Required,
+                None,
+                format!("{operator} needs at least one"),
+            ),
+            SelectorProblem::SomeValues { operator, .. } => (
+                FieldErrorKind::Forbidden,
+                None,
+                format!("{operator} takes none"),
+            ),
+        };
+        FieldError {
+            path: format!("{selector}.{}", self.path),
+            kind,
+            value: value.map(|value| value.to_string()),
+            detail,
+        }
     }
 }
 
@@ -245,7 +337,7 @@ pub enum SelectorProblem {
 }
 
 /// Text from a custom resource, made fit for one short line.
-struct Quote<'a>(&'a str);
+pub(super) struct Quote<'a>(pub(super) &'a str);
 
 impl Quote<'_> {
     /// Leaves room for the rest of the message in an admission warning, which is cut at
@@ -420,6 +512,53 @@ mod tests {
             let error = Selector::try_from(&parse(selector.clone())).unwrap_err();
             assert_eq!(error.to_string(), message, "{selector}");
         }
+    }
+
+    #[test]
+    fn all_problems_are_found_and_each_has_its_field() {
+        let selector = parse(json!({
+            "matchLabels": {"a b": "-", "app": "x y", "good": "1"},
+            "matchExpressions": [
+                {"key": "good", "operator": "Exists"},
+                {"key": "", "operator": "Near", "values": ["a", "."]},
+                {"key": "a", "operator": "Exists", "values": ["-"]},
+                {"key": "a/", "operator": "In"},
+            ],
+        }));
+        let problems = Selector::compile(&selector).unwrap_err();
+        let errors = problems.iter().map(|problem| {
+            let error = problem.field_error("spec.podSelector");
+            assert!(
+                problem
+                    .to_string()
+                    .starts_with(&error.path["spec.podSelector.".len()..])
+            );
+            error.to_string()
+        });
+        let characters = "allowed are A-Z, a-z, 0-9, `-`, `_` and `.`";
+        let edges = "only A-Z, a-z and 0-9 may stand there";
+        let expected = [
+            format!("matchLabels: Invalid value: \"a b\": its name holds ' ', {characters}"),
+            format!("matchLabels: Invalid value: \"-\": it begins or ends with '-', {edges}"),
+            format!("matchLabels[app]: Invalid value: \"x y\": it holds ' ', {characters}"),
+            "matchExpressions[1].key: Invalid value: \"\": its name is empty".to_owned(),
+            "matchExpressions[1].operator: Invalid value: \"Near\": must be In, NotIn, Exists or \
+             DoesNotExist"
+                .to_owned(),
+            format!(
+                "matchExpressions[1].values[1]: Invalid value: \".\": it begins or ends with '.', \
+                 {edges}"
+            ),
+            "matchExpressions[2].values: Forbidden: Exists takes none".to_owned(),
+            format!(
+                "matchExpressions[2].values[0]: Invalid value: \"-\": it begins or ends with '-', \
+                 {edges}"
+            ),
+            "matchExpressions[3].key: Invalid value: \"a/\": its name is empty".to_owned(),
+            "matchExpressions[3].values: Required value: In needs at least one".to_owned(),
+        ];
+        let expected = expected.map(|error| format!("spec.podSelector.{error}"));
+        assert_eq!(errors.collect::<Vec<_>>(), expected);
     }
 
     #[test]

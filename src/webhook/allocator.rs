@@ -1,7 +1,7 @@
 //! Questions to the allocator in the same pod: do a pod's groups exist, is there an interface?
 //!
-//! Its answers add to what a pod's creator is told. Without one in time a pod is let in as if
-//! there were no allocator.
+//! Its answers add to what is told to whoever creates a pod, a policy or a workload. Without
+//! one in time these are let in as if there were no allocator.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,6 +26,10 @@ use crate::telemetry::metrics::AllocatorMetrics;
 
 /// How long a pod waits for the allocator.
 const BUDGET: Duration = Duration::from_millis(100);
+
+/// How long a policy or a workload waits for it: they are rarely written, often name groups
+/// that EC2 has to be asked for first, and their authors are who can mend them.
+const AUTHORS_BUDGET: Duration = Duration::from_secs(1);
 
 /// How long an answer holds for other pods with the same groups, also that there was none: many
 /// pods come at once where a Deployment is scaled.
@@ -52,7 +56,7 @@ pub struct Allocator {
 /// Why there is no answer.
 #[derive(Debug, Error)]
 enum Unanswered {
-    #[error("it did not answer within {} ms", BUDGET.as_millis())]
+    #[error("it did not answer in time")]
     TimedOut,
     #[error("its socket can't be reached: {0}")]
     Unreachable(#[from] io::Error),
@@ -76,8 +80,24 @@ impl Allocator {
     }
 
     /// What there is of these groups and of branch interfaces; `None` if the allocator does not
-    /// say so in time.
+    /// say so within the time that a pod has.
     pub async fn ask(&self, group_ids: &[&SecurityGroupId]) -> Option<Arc<Availability>> {
+        self.ask_within(BUDGET, group_ids).await
+    }
+
+    /// The same, for who writes a policy or a workload and can wait longer than a pod.
+    pub async fn ask_for_author(
+        &self,
+        group_ids: &[&SecurityGroupId],
+    ) -> Option<Arc<Availability>> {
+        self.ask_within(AUTHORS_BUDGET, group_ids).await
+    }
+
+    async fn ask_within(
+        &self,
+        budget: Duration,
+        group_ids: &[&SecurityGroupId],
+    ) -> Option<Arc<Availability>> {
         // Others do not exist, whatever the allocator says, and need no escaping here.
         let well_formed = group_ids.iter().filter(|id| id.is_well_formed());
         let ids: Vec<_> = well_formed
@@ -85,7 +105,7 @@ impl Allocator {
             .map(|id| format!("id={id}"))
             .collect();
         let question = format!("/v1/admission?{}", ids.join("&"));
-        let deadline = Instant::now() + BUDGET;
+        let deadline = Instant::now() + budget;
         let ask = self.ask_until(deadline, &question);
         let answer = self.held.answer(&question, deadline, ask).await;
         match &answer {

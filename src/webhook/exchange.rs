@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::Webhook;
 use super::review::{self, Answer, Outcome, Refusal, Request, Unreadable};
+use super::warnings::within_limits;
 use crate::api::endpoint::Endpoint;
 use crate::telemetry::metrics::EndpointMetrics;
 
@@ -48,9 +49,20 @@ impl Exchange<'_> {
                     message = refusal.message,
                     "request that is not for this path"
                 );
-                Err(self.answer(request.uid.as_str(), &Answer::denied(refusal, Vec::new())))
+                Err(self.refuse(request.uid.as_str(), refusal))
             }
         }
+    }
+
+    /// The response to a review that can't be taken: nothing is refused on a path that only
+    /// warns, not even if it is our own mistake.
+    fn refuse(&self, uid: &str, refusal: Refusal) -> Response {
+        if !self.endpoint.only_warns() {
+            return self.answer(uid, &Answer::denied(refusal, Vec::new()));
+        }
+        self.count(Outcome::Failed);
+        let warnings = within_limits(vec![refusal.message]);
+        Answer::allowed(None, warnings).for_uid(uid)
     }
 
     /// The response to the review with this uid.
@@ -117,8 +129,7 @@ impl Exchange<'_> {
                 (StatusCode::BAD_REQUEST, unreadable.to_string()).into_response()
             }
             Unreadable::Object { uid, .. } => {
-                let refusal = Refusal::bad_request(unreadable.to_string());
-                self.answer(uid, &Answer::denied(refusal, Vec::new()))
+                self.refuse(uid, Refusal::bad_request(unreadable.to_string()))
             }
         }
     }

@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::policy::field_error::{self, FieldError};
 use crate::policy::pod::Text;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -203,6 +204,25 @@ pub struct Refusal {
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,
+    /// The fields at fault, where the object is refused for these.
+    pub details: Option<Box<Details>>,
+}
+
+/// Which fields of which object are at fault (`StatusDetails` in apimachinery). `kubectl`
+/// prints these instead of the message.
+#[derive(Debug, Eq, PartialEq, Serialize)]
+pub struct Details {
+    name: String,
+    group: String,
+    kind: String,
+    causes: Vec<Cause>,
+}
+
+#[derive(Debug, Eq, PartialEq, Serialize)]
+struct Cause {
+    reason: &'static str,
+    message: String,
+    field: String,
 }
 
 impl Refusal {
@@ -212,6 +232,7 @@ impl Refusal {
             code: StatusCode::FORBIDDEN,
             reason: "Forbidden",
             message,
+            details: None,
         }
     }
 
@@ -221,6 +242,7 @@ impl Refusal {
             code: StatusCode::BAD_REQUEST,
             reason: "BadRequest",
             message,
+            details: None,
         }
     }
 
@@ -231,6 +253,34 @@ impl Refusal {
             code,
             reason: "ServiceUnavailable",
             message,
+            details: None,
+        }
+    }
+
+    /// The object has mistakes in these fields. It reads as what the API server says of its
+    /// own objects (`NewInvalid` in apimachinery).
+    pub fn invalid(kind: &Kind<'_>, name: &str, errors: &[FieldError]) -> Self {
+        let (group, kind) = (kind.group.as_str(), kind.kind.as_str());
+        let qualified = match group {
+            "" => kind.to_owned(),
+            group => format!("{kind}.{group}"),
+        };
+        let errors_in_line = field_error::aggregate(errors);
+        let causes = errors.iter().map(|error| Cause {
+            reason: error.kind.reason(),
+            message: error.body(),
+            field: error.path.clone(),
+        });
+        Self {
+            code: StatusCode::UNPROCESSABLE_ENTITY,
+            reason: "Invalid",
+            message: format!("{qualified} {name:?} is invalid: {errors_in_line}"),
+            details: Some(Box::new(Details {
+                name: name.to_owned(),
+                group: group.to_owned(),
+                kind: kind.to_owned(),
+                causes: causes.collect(),
+            })),
         }
     }
 }
@@ -285,6 +335,7 @@ impl Answer {
                     code: refusal.code.as_u16(),
                     reason: refusal.reason,
                     message: &refusal.message,
+                    details: refusal.details.as_deref(),
                 });
             }
         }
@@ -327,6 +378,8 @@ struct Status<'a> {
     code: u16,
     reason: &'static str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a Details>,
 }
 
 #[cfg(test)]

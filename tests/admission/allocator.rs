@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ use crate::cluster::{
 };
 use crate::https;
 
-const MISSING: &str = "sg-00000000000000001";
-const ELSEWHERE: &str = "sg-00000000000000002";
+pub const MISSING: &str = "sg-00000000000000001";
+pub const ELSEWHERE: &str = "sg-00000000000000002";
 
 const IS_MISSING: &str = "pod \"web\": security group sg-00000000000000001 of \
     SecurityGroupPolicy \"all\" does not exist, and no interface can be had with it; name one \
@@ -155,6 +155,16 @@ fn view(requested: usize) -> Arc<View> {
         ..View::default()
     })
 }
+
+/// A webhook that asks an allocator in a cluster of two nodes, both full.
+pub static FULL: LazyLock<&'static Sandbox> = LazyLock::new(|| {
+    let path = tempfile::tempdir().unwrap().keep().join("allocator");
+    let allocator = Allocator::start(&path);
+    allocator.show(9);
+    // It lives as long as this process.
+    std::mem::forget(allocator);
+    asking(&path, &[])
+});
 
 /// A sandbox that ends with this process at the latest, whose webhook asks this socket.
 fn asking(socket: &Path, arguments: &[&str]) -> &'static Sandbox {

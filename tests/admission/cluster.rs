@@ -29,6 +29,25 @@ pub static STRICT: LazyLock<Sandbox> = LazyLock::new(|| {
     ])
 });
 
+/// The webhook where it lets in what others refuse, in a cluster that holds policies from
+/// times before it: they are stored without a look at them.
+pub static LENIENT: LazyLock<Sandbox> = LazyLock::new(|| {
+    let sandbox = start(&["--grace-period-policy=warn"]);
+    let configuration = "validatingwebhookconfiguration/vpc-resource-validating-webhook";
+    let removal = json!({"webhooks": [{"$patch": "delete", "name": "vsgp.vpc.k8s.aws"}]});
+    let patch = format!("--patch={removal}");
+    let arguments = ["patch", configuration, "--type=strategic", &patch];
+    kubectl(&sandbox, &arguments, None).ok();
+    // The API server learns of it by a watch of its own.
+    let invalid = policy("old", &json!({}));
+    let dry_run = ["create", "--dry-run=server", "-f", "-"];
+    eventually("policies to be stored without a look at them", || {
+        let tried = kubectl(&sandbox, &dry_run, Some(&invalid));
+        tried.success.then_some(())
+    });
+    sandbox
+});
+
 /// Starts a sandbox of one's own. It ends with this process at the latest.
 pub fn start(webhook_arguments: &[&str]) -> Sandbox {
     let options = SandboxOptions {
@@ -109,7 +128,7 @@ fn run(command: &mut Command, input: Option<&Value>) -> Output {
 /// that none slips through unseen.
 pub struct Namespace {
     pub name: String,
-    sandbox: &'static Sandbox,
+    pub sandbox: &'static Sandbox,
 }
 
 impl Namespace {
@@ -168,6 +187,11 @@ impl Namespace {
     /// `kubectl apply` of one object; the output is what the API server made of it.
     pub fn apply(&self, object: &Value) -> Output {
         self.kubectl_with(&["apply", "-o", "json", "-f", "-"], Some(object))
+    }
+
+    /// `kubectl create` of one object, which needs no name.
+    pub fn create(&self, object: &Value) -> Output {
+        self.kubectl_with(&["create", "-o", "json", "-f", "-"], Some(object))
     }
 
     /// `kubectl apply --dry-run=server` of one object.

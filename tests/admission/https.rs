@@ -38,25 +38,29 @@ impl Answer {
     }
 }
 
-/// A connection to the sandbox's webhook that trusts the CA of its configuration.
-pub async fn connect(
-    sandbox: &Sandbox,
-    port: u16,
-    version: Version,
-) -> TlsStream<tokio::net::TcpStream> {
+/// The CA of the sandbox's webhook, as its configuration has it.
+pub fn ca_bundle(sandbox: &Sandbox) -> String {
     let configuration = "mutatingwebhookconfiguration/vpc-resource-mutating-webhook";
     let path = "-o=jsonpath={.webhooks[0].clientConfig.caBundle}";
     // base64 by kubectl's own template function.
     let template = "-o=go-template={{(index .webhooks 0).clientConfig.caBundle | base64decode}}";
-    let bundle = eventually("the CA bundle", || {
+    eventually("the CA bundle", || {
         let written = kubectl(sandbox, &["get", configuration, path], None).ok();
         (!written.stdout.is_empty()).then(|| {
             kubectl(sandbox, &["get", configuration, template], None)
                 .ok()
                 .stdout
         })
-    });
-    connect_trusting(&bundle, port, version).await
+    })
+}
+
+/// A connection to the sandbox's webhook that trusts the CA of its configuration.
+pub async fn connect(
+    sandbox: &Sandbox,
+    port: u16,
+    version: Version,
+) -> TlsStream<tokio::net::TcpStream> {
+    connect_trusting(&ca_bundle(sandbox), port, version).await
 }
 
 pub async fn connect_trusting(

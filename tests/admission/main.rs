@@ -8,14 +8,18 @@ mod documented;
 mod waiting;
 
 mod allocator;
+mod calls;
 mod cluster;
 mod definition;
 mod https;
 mod mutation;
 mod networks;
+mod policies;
 mod protocol;
+mod recorder;
 mod refusal;
 mod selection;
 mod shutdown;
 mod warnings;
+mod workload_templates;
 mod workloads;

@@ -1,16 +1,11 @@
 //! Pods that are let in with a word to their creator.
 
-use std::sync::LazyLock;
-
 use serde_json::{Value, json};
-use sgp::dev::Sandbox;
 
 use crate::cluster::{
-    GROUP, Namespace, STRICT, everything, knows_no_interface, pod, policy, requests_interface,
-    start,
+    GROUP, LENIENT, Namespace, STRICT, everything, knows_no_interface, pod, policy,
+    requests_interface,
 };
-
-static LENIENT: LazyLock<Sandbox> = LazyLock::new(|| start(&["--grace-period-policy=warn"]));
 
 fn without_grace() -> Value {
     pod(json!({}), json!({"terminationGracePeriodSeconds": 0}))
@@ -111,7 +106,7 @@ fn more_groups_than_an_interface_takes_are_listed_with_their_policies() {
 
 #[test]
 fn invalid_policies_are_named_and_skipped_and_the_others_count() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::of(&LENIENT);
     let groups = json!({"groupIds": [GROUP]});
     let near = json!({"matchExpressions": [{"key": "app", "operator": "Near"}]});
     namespace.policies(&[
@@ -154,7 +149,7 @@ fn invalid_policies_are_named_and_skipped_and_the_others_count() {
 
 #[test]
 fn group_id_that_can_not_exist_is_named_and_the_pod_waits_for_it() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::of(&LENIENT);
     namespace.policies(&[("typo", everything(&["sg-123"]))]);
     let created = namespace.apply(&pod(json!({}), json!({}))).ok();
 
@@ -170,7 +165,7 @@ fn group_id_that_can_not_exist_is_named_and_the_pod_waits_for_it() {
 
 #[test]
 fn hundred_invalid_policies_fit_into_what_the_api_server_passes_on() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::of(&LENIENT);
     let spec = json!({"securityGroups": {"groupIds": [GROUP]}});
     let invalid = (0..100).map(|number| policy(&format!("invalid-{number:03}"), &spec));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": invalid.collect::<Vec<_>>()});

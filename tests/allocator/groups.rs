@@ -256,7 +256,9 @@ async fn more_groups_than_an_interface_takes_are_told_and_fewer_let_the_pod_run(
         groups.push(stage.create_group(&name).await);
     }
     let groups: Vec<_> = groups.iter().map(String::as_str).collect();
-    scene.policy("web", &groups).await;
+    // One policy of six is refused.
+    scene.policy("a", &groups[..3]).await;
+    scene.policy("b", &groups[3..]).await;
 
     let created = scene.pod("web", &node).await;
     let uid = created.metadata.uid.unwrap();
@@ -268,7 +270,7 @@ async fn more_groups_than_an_interface_takes_are_told_and_fewer_let_the_pod_run(
         "{note}"
     );
     assert!(note.contains("name fewer groups"), "{note}");
-    scene.set_groups("web", &groups[..5]).await;
+    scene.set_groups("b", &groups[3..5]).await;
 
     let running = scene.until_runs("web").await;
     scene.until_groups(&running, &groups[..5]).await;

@@ -6,8 +6,7 @@
 use std::fmt::Write;
 
 use crate::api::SecurityGroupId;
-use crate::policy::decision::GROUPS_PER_INTERFACE;
-use crate::policy::{Concern, Decision, Denial, Pod, Policy, Unsupported};
+use crate::policy::{Concern, Decision, Denial, GroupsPerInterface, Pod, Policy, Unsupported};
 use crate::webhook::warnings::within_limits;
 
 /// The warnings of a decision, within the API server's limits.
@@ -15,16 +14,19 @@ pub fn warnings(pod: &Pod<'_>, decision: &Decision<'_>) -> Vec<String> {
     if decision.concerns.is_empty() {
         return Vec::new();
     }
-    let concerns = decision.concerns.iter();
-    within_limits(
-        concerns
-            .flat_map(|concern| warning(pod, decision, concern))
-            .collect(),
-    )
+    within_limits(concerns(&subject(pod), decision))
 }
 
-fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec<String> {
-    let pod = subject(pod);
+/// The concerns of a decision about a pod, or several that are alike, which is called `pod`.
+pub fn concerns(pod: &str, decision: &Decision<'_>) -> Vec<String> {
+    let concerns = decision.concerns.iter();
+    concerns
+        .flat_map(|concern| warning(pod, decision, concern))
+        .collect()
+}
+
+/// A concern about a pod that is called `pod`.
+pub fn warning(pod: &str, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec<String> {
     let policies = || names(&decision.policies);
     let text = match concern {
         Concern::IgnoredPolicy(invalid) => {
@@ -62,7 +64,7 @@ fn warning(pod: &Pod<'_>, decision: &Decision<'_>, concern: &Concern<'_>) -> Vec
             },
             policies()
         ),
-        Concern::TooManyGroups => return too_many_groups(&pod, decision),
+        Concern::TooManyGroups(most) => return too_many_groups(pod, *most, decision),
         Concern::Unsupported(unsupported) => format!(
             "{pod} runs without its security groups: {} ({})",
             explain(*unsupported),
@@ -90,10 +92,10 @@ fn naming<'p>(decision: &Decision<'p>, id: &SecurityGroupId) -> Vec<&'p Policy> 
         .collect()
 }
 
-fn too_many_groups(pod: &str, decision: &Decision<'_>) -> Vec<String> {
+fn too_many_groups(pod: &str, most: GroupsPerInterface, decision: &Decision<'_>) -> Vec<String> {
     let count = decision.group_ids.len();
     let mut lines = vec![format!(
-        "{pod} gets {count} security groups; EC2 takes {GROUPS_PER_INTERFACE} for an interface \
+        "{pod} gets {count} security groups; EC2 takes {most} for an interface \
          unless the account's quota was raised, and gives it none otherwise. They come from:"
     )];
     lines.extend(decision.policies.iter().map(|policy| {
@@ -137,12 +139,12 @@ pub fn denial(
             pod.service_account_name(),
             names(awaiting)
         ),
-        Denial::UnusableGroups(concerns) => unusable_groups(pod, decision, concerns),
+        Denial::UnusableGroups(concerns) => unusable_groups(&subject, decision, concerns),
     }
 }
 
 /// The warnings of the first three groups.
-fn unusable_groups(pod: &Pod<'_>, decision: &Decision<'_>, concerns: &[Concern<'_>]) -> String {
+fn unusable_groups(pod: &str, decision: &Decision<'_>, concerns: &[Concern<'_>]) -> String {
     const TOLD: usize = 3;
     let told = concerns
         .iter()
@@ -177,7 +179,8 @@ pub fn subject(pod: &Pod<'_>) -> String {
     }
 }
 
-fn explain(unsupported: Unsupported) -> &'static str {
+/// Why such a pod can have no branch interface.
+pub fn explain(unsupported: Unsupported) -> &'static str {
     match unsupported {
         Unsupported::HostNetwork => {
             "spec.hostNetwork is true, and a pod on its node's network has no interface of its own"
@@ -189,7 +192,8 @@ fn explain(unsupported: Unsupported) -> &'static str {
     }
 }
 
-fn way_out(unsupported: Unsupported) -> &'static str {
+/// What to write instead.
+pub fn way_out(unsupported: Unsupported) -> &'static str {
     match unsupported {
         Unsupported::HostNetwork => "Leave hostNetwork out",
         Unsupported::Windows => "Run the pod on Linux",
@@ -197,7 +201,7 @@ fn way_out(unsupported: Unsupported) -> &'static str {
 }
 
 /// The policies by name; the first three if there are many.
-fn names(policies: &[&Policy]) -> String {
+pub fn names(policies: &[&Policy]) -> String {
     const NAMED: usize = 3;
     let mut text = match policies {
         [_] => "SecurityGroupPolicy ".to_owned(),
@@ -275,7 +279,7 @@ mod tests {
                  \"database-clients\"); delete such a pod, or add a node",
             ),
         ] {
-            assert_eq!(warning(&pod, &decision, &concern), [text]);
+            assert_eq!(warning(&subject(&pod), &decision, &concern), [text]);
             assert!(text.chars().count() <= WARNING_CHARACTERS, "{text}");
         }
     }
