@@ -58,7 +58,7 @@ pub use settings::Settings;
 pub use throttling::Bucket;
 pub use timestamp::Timestamp;
 
-use world::{Reply, World};
+use world::{Reply, ReplyKind, World};
 
 /// A simulated EC2 that several tasks share. Clones are handles to the same one.
 #[derive(Clone, Debug)]
@@ -174,6 +174,17 @@ impl Simulator {
     /// What EC2 could never show, for tests; always empty.
     pub fn contradictions(&self) -> Vec<String> {
         self.lock().cloud.contradictions()
+    }
+
+    /// What a call with these parameters, as a form, is answered: HTTP status and XML. `None`
+    /// if a fault leaves it without an answer.
+    ///
+    /// For callers without a socket, who wait for nothing.
+    pub fn answer(&self, form: &[u8]) -> Option<(u16, Vec<u8>)> {
+        match self.call(form, "").kind {
+            ReplyKind::Answer { status, body, .. } => Some((status, body)),
+            ReplyKind::Drop | ReplyKind::Hang => None,
+        }
     }
 
     fn call(&self, form: &[u8], access_key_id: &str) -> Reply {
