@@ -27,7 +27,9 @@ fn check_all(target: &str, check: fn(&[u8])) {
         let bytes = fs::read(&path).unwrap();
         check(&bytes);
         let step = (bytes.len() / 64).max(1);
-        (0..bytes.len()).step_by(step).for_each(|end| check(&bytes[..end]));
+        (0..bytes.len())
+            .step_by(step)
+            .for_each(|end| check(&bytes[..end]));
         count += 1;
     }
     assert!(count > 0, "the corpus of {target} is empty");

@@ -13,6 +13,7 @@ use axum::http::header;
 use axum::routing::post;
 use sgp::api::names::MUTATE_POD_PATH;
 use sgp::server;
+use sgp::telemetry::metrics::ConnectionMetrics;
 use sgp::tls::ServingCertificate;
 use tokio::net::TcpListener;
 
@@ -50,6 +51,7 @@ pub(crate) fn serve() -> anyhow::Result<()> {
             tls,
             router,
             server::Limits::default(),
+            ConnectionMetrics::default(),
             owner_is_gone,
         )
         .await;

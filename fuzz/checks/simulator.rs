@@ -68,10 +68,7 @@ impl Prepared {
             text.unwrap_or_else(|| panic!("{call}: no {element} in {body}"))
                 .to_owned()
         };
-        let vpc = get(
-            "Action=CreateVpc&CidrBlock=10.0.0.0/16".to_owned(),
-            "vpcId",
-        );
+        let vpc = get("Action=CreateVpc&CidrBlock=10.0.0.0/16".to_owned(), "vpcId");
         let subnet = get(
             format!("Action=CreateSubnet&VpcId={vpc}&CidrBlock=10.0.0.0/24"),
             "subnetId",

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
+use tokio::sync::oneshot;
 
 use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
@@ -15,13 +17,18 @@ use crate::api::names::{MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFI
 use crate::policy::{
     GracePeriodPolicy, GroupsPerInterface, MissingGroupPolicy, Settings, UnsupportedPodPolicy,
 };
+use crate::server::Limits;
 use crate::tls::{ServingCertificate, ca_bundle};
 use crate::webhook::{self, Editors, Listeners};
+
+/// The longest `--shutdown-delay`: what Kubernetes lets a pod have for its end is set in
+/// seconds too, and rarely to more.
+const LONGEST_DELAY: f64 = 3_600.0;
 
 /// Run the admission webhook
 ///
 /// Answers the API server at /mutate-v1-pod and the paths that validate over TLS; /healthz and /readyz are for probes.
-/// Ends on SIGTERM or SIGINT once the requests that run are answered.
+/// Ends on SIGTERM or SIGINT once the requests that run are answered, and at once on a second.
 #[derive(Debug, Args)]
 pub(super) struct WebhookArgs {
     /// Address and port to serve on
@@ -31,6 +38,18 @@ pub(super) struct WebhookArgs {
     /// Address and port to serve /metrics on, without TLS; none if not given
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
+
+    /// Seconds for which a shutdown goes on taking connections, while /readyz is 503
+    ///
+    /// The cluster needs them to learn that this replica goes, and sends its calls elsewhere.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "5",
+        value_parser = delay,
+        overrides_with = "shutdown_delay"
+    )]
+    shutdown_delay: Duration,
 
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -133,8 +152,15 @@ impl WebhookArgs {
 
     async fn serve(self) -> anyhow::Result<()> {
         let mut signals = Signals::listen()?;
-        let shutdown = async {
+        let (begin, begun) = oneshot::channel();
+        let second_signal = async {
             signals.next().await;
+            // Taken as long as there is a webhook to end.
+            let _ = begin.send(());
+            signals.next().await
+        };
+        let shutdown = async {
+            let _ = begun.await;
         };
 
         let certificate = self.certificate()?;
@@ -176,10 +202,15 @@ impl WebhookArgs {
             policy_endpoints: self.policy_endpoint_user.clone(),
         };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
+        let limits = Limits {
+            shutdown_delay: self.shutdown_delay,
+            ..Limits::default()
+        };
         let webhook = webhook::run(
             client.clone(),
             listeners,
             tls,
+            limits.within_open_files(),
             settings,
             self.allocator_socket.clone(),
             editors,
@@ -187,6 +218,7 @@ impl WebhookArgs {
         );
         tokio::select! {
             ended = webhook => Ok(ended?),
+            signal = second_signal => bail!("ended at once by a second signal, {signal}"),
             () = keep_ca_bundle => bail!("the watch of the webhook configuration ended by itself"),
         }
     }
@@ -197,4 +229,12 @@ impl WebhookArgs {
             _ => ServingCertificate::make(&self.tls_name)?,
         })
     }
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|number| (0.0..=LONGEST_DELAY).contains(number));
+    number
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("write between 0 and {LONGEST_DELAY} seconds"))
 }

@@ -134,7 +134,8 @@ impl Sandbox {
         let (webhook_port, metrics_port) = (free_port()?, free_port()?);
         let mut command = Command::new(&options.sgp);
         command
-            .args(["webhook", "--tls-name=127.0.0.1"])
+            // Nobody has to learn of its end.
+            .args(["webhook", "--tls-name=127.0.0.1", "--shutdown-delay=0"])
             .arg(format!("--listen=127.0.0.1:{webhook_port}"))
             .arg(format!("--metrics-listen=127.0.0.1:{metrics_port}"))
             .arg("--kubeconfig")

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub allocator: AllocatorMetrics,
     /// What the watches brought.
     pub watches: WatchMetrics,
+    /// Connections of the server of admission requests.
+    pub connections: ConnectionMetrics,
 }
 
 /// Answers to the API server.
@@ -78,6 +80,17 @@ pub struct AllocatorMetrics {
     pub answered: Counter,
     /// Pods that were decided about without it.
     pub unanswered: Counter,
+}
+
+/// Connections of a server.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionMetrics {
+    /// How many there are.
+    pub open: Gauge,
+    /// Those that had to leave for a newcomer.
+    pub evicted: Counter,
+    /// Newcomers for which nobody had to leave.
+    pub refused: Counter,
 }
 
 /// What the watches brought.
@@ -214,12 +227,30 @@ impl Metrics {
             invalid_policies: policies.get_or_create_owned(&StateLabels { state: "invalid" }),
         };
 
+        let connections = ConnectionMetrics::default();
+        registry.register(
+            "connections",
+            "Open connections for admission requests and probes",
+            connections.open.clone(),
+        );
+        registry.register(
+            "connections_evicted",
+            "Connections that were closed to make room for another",
+            connections.evicted.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections that were closed at once, as all places were taken",
+            connections.refused.clone(),
+        );
+
         Self {
             registry,
             admission,
             lookups,
             allocator,
             watches,
+            connections,
         }
     }
 
@@ -279,6 +310,9 @@ mod tests {
             r#"sgp_policies{state="invalid"} 1"#,
             "sgp_policy_definition_installed 0",
             "sgp_admission_unconfirmed_total 0",
+            "sgp_connections 0",
+            "sgp_connections_evicted_total 0",
+            "sgp_connections_refused_total 0",
             r#"sgp_admission_duration_seconds_count{webhook="vpod"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

@@ -4,8 +4,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 
-/// The most bytes of a request's body: what the API server takes for a request to itself.
-const LIMIT: usize = 3 * 1024 * 1024;
+use crate::server::limits::LONGEST_BODY;
 
 /// The whole body of a request that says that it is JSON.
 ///
@@ -30,7 +29,7 @@ impl<S: Sync> FromRequest<S> for JsonBody {
                 "the body is longer than 3 MiB",
             )
         };
-        to_bytes(request.into_body(), LIMIT)
+        to_bytes(request.into_body(), LONGEST_BODY)
             .await
             .map(Self)
             .map_err(too_long)
@@ -65,8 +64,16 @@ mod tests {
     async fn only_json_of_bounded_length_is_read() {
         for (content_type, length, expected) in [
             ("application/json", 0, StatusCode::OK),
-            ("Application/JSON; charset=utf-8", LIMIT, StatusCode::OK),
-            ("application/json", LIMIT + 1, StatusCode::PAYLOAD_TOO_LARGE),
+            (
+                "Application/JSON; charset=utf-8",
+                LONGEST_BODY,
+                StatusCode::OK,
+            ),
+            (
+                "application/json",
+                LONGEST_BODY + 1,
+                StatusCode::PAYLOAD_TOO_LARGE,
+            ),
             ("application/yaml", 1, StatusCode::UNSUPPORTED_MEDIA_TYPE),
             ("", 1, StatusCode::UNSUPPORTED_MEDIA_TYPE),
         ] {

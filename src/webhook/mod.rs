@@ -82,6 +82,7 @@ pub async fn run(
     client: Client,
     listeners: Listeners,
     tls: Arc<ServerConfig>,
+    limits: Limits,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
     editors: Editors,
@@ -94,13 +95,15 @@ pub async fn run(
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
+        // Before anything else, for others have to learn of it.
         webhook.draining.store(true, Ordering::Relaxed);
     };
     let admission = server::serve(
         listeners.admission,
         tls,
         router(webhook.clone()),
-        Limits::default(),
+        limits,
+        webhook.metrics.connections.clone(),
         shutdown,
     );
     tokio::select! {
