@@ -1,28 +1,19 @@
 //! The body of a request: read whole, within bounds of length and of memory.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
-/// What may be taken for bodies: a share of the address that a connection comes from, and with
-/// it of what there is for all.
-#[derive(Clone, Debug)]
-pub(super) struct Allowance {
-    /// A permit for each byte.
-    pub(super) of_address: Arc<Semaphore>,
-    /// The same.
-    pub(super) of_all: Arc<Semaphore>,
-}
+use super::memory::{Held, Memory};
 
-/// Memory for a body, given back when this is dropped.
-#[derive(Debug)]
-pub(super) struct Memory {
-    _of_address: OwnedSemaphorePermit,
-    _of_all: OwnedSemaphorePermit,
-}
+/// How long a body may take while others wait for its memory. One whose sender means it is
+/// there much sooner.
+const WHILE_WANTED: Duration = Duration::from_secs(1);
 
 /// Why a body was not read.
 #[derive(Debug)]
@@ -31,22 +22,8 @@ pub(super) enum Unread {
     TooLong,
     /// The client broke it off, or it is malformed.
     Broken,
-}
-
-impl Allowance {
-    /// Waits until there is so much memory, those of an address in their order.
-    async fn take(&self, bytes: usize) -> Memory {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let take = async |memory: &Arc<Semaphore>| {
-            let permit = memory.clone().acquire_many_owned(bytes).await;
-            permit.expect("never closed")
-        };
-        // First one's own, so that nothing of all is held meanwhile.
-        Memory {
-            _of_address: take(&self.of_address).await,
-            _of_all: take(&self.of_all).await,
-        }
-    }
+    /// It took long while others waited for its memory.
+    TooSlow,
 }
 
 /// Reads a body of at most so many bytes. The memory is taken before, as much as the client
@@ -55,8 +32,9 @@ impl Allowance {
 pub(super) async fn read<B>(
     body: B,
     limit: usize,
-    allowance: &Allowance,
-) -> Result<(Bytes, Option<Memory>), Unread>
+    memory: &Arc<Memory>,
+    address: IpAddr,
+) -> Result<(Bytes, Option<Held>), Unread>
 where
     B: HttpBody<Data = Bytes>,
 {
@@ -68,14 +46,25 @@ where
         return Ok((Bytes::new(), None));
     }
     let exact = announced.exact().map(|length| length as usize);
-    let memory = allowance.take(exact.unwrap_or(limit)).await;
+    let held = memory.take(address, exact.unwrap_or(limit)).await;
 
     let mut body = pin!(body);
     let mut whole = Bytes::new();
     // Parts are put together in one piece: each of many small ones would cost more than its
     // bytes.
     let mut joined = Vec::new();
-    while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+    let mut next_look = Instant::now() + WHILE_WANTED;
+    loop {
+        let frame = poll_fn(|context| body.as_mut().poll_frame(context));
+        let frame = match timeout_at(next_look, frame).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break,
+            Err(_) if memory.is_wanted() => return Err(Unread::TooSlow),
+            Err(_) => {
+                next_look += WHILE_WANTED;
+                continue;
+            }
+        };
         let Ok(part) = frame.map_err(|_| Unread::Broken)?.into_data() else {
             continue;
         };
@@ -98,7 +87,7 @@ where
     } else {
         joined.into()
     };
-    Ok((whole, Some(memory)))
+    Ok((whole, Some(held)))
 }
 
 #[cfg(test)]
@@ -107,13 +96,11 @@ mod tests {
     use axum::body::Body;
     use futures::{FutureExt, StreamExt, stream};
     use std::convert::Infallible;
+    use std::net::Ipv4Addr;
+    use tokio::sync::oneshot;
+    use tokio::time::timeout;
 
-    fn allowance(of_address: usize, of_all: &Arc<Semaphore>) -> Allowance {
-        Allowance {
-            of_address: Arc::new(Semaphore::new(of_address)),
-            of_all: of_all.clone(),
-        }
-    }
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// A body whose length nobody knows before.
     fn in_parts(parts: &'static [&'static str]) -> Body {
@@ -122,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn body_is_put_together_whatever_its_parts() {
-        let allowance = allowance(10, &Arc::new(Semaphore::new(10)));
+        let memory = Memory::new(10);
         for (body, expected) in [
             (Body::empty(), Ok("")),
             (Body::from("0123456789"), Ok("0123456789")),
@@ -132,36 +119,38 @@ mod tests {
             (in_parts(&["", "01", "", "2", "3456"]), Ok("0123456")),
             (in_parts(&["01234", "5678", "9a"]), Err(())),
         ] {
-            let read = read(body, 10, &allowance).await;
+            let read = read(body, 10, &memory, ADDRESS).await;
             let got = read.as_ref().map(|(bytes, _)| &bytes[..]).map_err(|_| ());
             assert_eq!(got, expected.map(str::as_bytes));
         }
-        assert_eq!(allowance.of_all.available_permits(), 10, "all given back");
+        let all = memory.take(ADDRESS, 10).now_or_never();
+        assert!(all.is_some(), "all is given back");
     }
 
     #[tokio::test]
     async fn body_that_announces_too_much_is_not_waited_for() {
-        let nothing_left = allowance(0, &Arc::new(Semaphore::new(0)));
-        let read = read(Body::from("0123456789a"), 10, &nothing_left);
+        let memory = Memory::new(10);
+        let _nothing_left = memory.take(ADDRESS, 10).await;
+        let read = read(Body::from("0123456789a"), 10, &memory, ADDRESS);
         let unread = read.now_or_never().expect("no waiting").unwrap_err();
         assert!(matches!(unread, Unread::TooLong));
     }
 
-    #[tokio::test]
-    async fn bodies_of_one_address_wait_for_each_other_and_not_those_of_others() {
-        let all = Arc::new(Semaphore::new(20));
-        let (one, other) = (allowance(10, &all), allowance(10, &all));
-        let body = || Body::from("01234567");
-        let (_, held) = read(body(), 10, &one).await.unwrap();
-        assert!(read(body(), 10, &one).now_or_never().is_none());
-        let (_, others) = read(body(), 10, &other).now_or_never().unwrap().unwrap();
-        let third = allowance(10, &all);
-        assert!(
-            read(body(), 10, &third).now_or_never().is_none(),
-            "all is taken"
-        );
-        drop(held);
-        assert!(read(body(), 10, &one).now_or_never().is_some());
-        drop(others);
+    #[tokio::test(start_paused = true)]
+    async fn slow_body_is_waited_for_only_while_nobody_wants_its_memory() {
+        let memory = Memory::new(10);
+        let (finish, finished) = oneshot::channel();
+        let rest = stream::once(async { finished.await.map(|()| "rest") });
+        let slow = Body::from_stream(stream::iter([Ok("0")]).chain(rest));
+        let mut slow = pin!(read(slow, 10, &memory, ADDRESS));
+        let long = Duration::from_secs(60);
+        assert!(timeout(long, &mut slow).await.is_err(), "waited for");
+
+        let mut other = pin!(memory.take(ADDRESS, 1));
+        assert!(other.as_mut().now_or_never().is_none());
+        let unread = slow.await.unwrap_err();
+        assert!(matches!(unread, Unread::TooSlow), "{unread:?}");
+        other.await;
+        drop(finish);
     }
 }

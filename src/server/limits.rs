@@ -35,8 +35,6 @@ pub struct Limits {
     /// The bytes of all bodies at a time, from before they are read until they are answered.
     /// Requests whose bodies would be more wait.
     pub all_bodies_bytes: usize,
-    /// The same for the clients of one address, so that others need not wait for them.
-    pub address_bodies_bytes: usize,
     /// How long a shutdown goes on taking connections, so that whoever sends them can learn
     /// that it has begun.
     pub shutdown_delay: Duration,
@@ -57,7 +55,6 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(30),
             body_bytes: LONGEST_BODY,
             all_bodies_bytes: 32 * MIB,
-            address_bodies_bytes: 12 * MIB,
             shutdown_delay: Duration::from_secs(5),
             drain: Duration::from_secs(10),
         }

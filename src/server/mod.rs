@@ -5,7 +5,7 @@
 //! * `places`: who is connected, and who leaves when all places are taken.
 //! * `connection`: a connection from its first byte to its end. `impatient` ends one whose
 //!   client takes nothing of what is sent to it.
-//! * `request` and `body`: a request's body, its answer, and what it may cost.
+//! * `request`, `body` and `memory`: a request's body, its answer, and what it may cost.
 //! * `drain`: the end of a server, in an order that loses no call.
 //!
 //! Nothing in here knows what is served.
@@ -15,6 +15,7 @@ mod connection;
 mod drain;
 mod impatient;
 pub mod limits;
+mod memory;
 mod places;
 mod request;
 
@@ -36,6 +37,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::drain::{Drain, End, Phase};
 pub use self::limits::Limits;
+use self::memory::Memory;
 use self::places::{Place, Places};
 use crate::accept::accept;
 use crate::telemetry::metrics::ConnectionMetrics;
@@ -54,6 +56,8 @@ struct Server {
     router: Router,
     limits: Limits,
     places: Arc<Places>,
+    /// For the bodies of all requests.
+    memory: Arc<Memory>,
     end: End,
 }
 
@@ -74,6 +78,7 @@ pub async fn serve(
         router,
         limits,
         places: places.clone(),
+        memory: Memory::new(limits.all_bodies_bytes),
         end,
     });
     server.accept_until(shutdown, &listener).await;

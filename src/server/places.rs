@@ -8,12 +8,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::body::Allowance;
 use super::limits::Limits;
 use crate::telemetry::metrics::ConnectionMetrics;
 
@@ -21,9 +20,6 @@ use crate::telemetry::metrics::ConnectionMetrics;
 #[derive(Debug)]
 pub(super) struct Places {
     limit: usize,
-    address_bodies_bytes: usize,
-    /// For the bodies of all requests.
-    bodies: Arc<Semaphore>,
     /// Zero of the times in seats.
     begin: Instant,
     metrics: ConnectionMetrics,
@@ -34,15 +30,8 @@ pub(super) struct Places {
 struct Taken {
     last_id: u64,
     seats: HashMap<u64, Arc<Seat>>,
-    addresses: HashMap<IpAddr, Address>,
-}
-
-/// The connections of one address.
-#[derive(Debug)]
-struct Address {
-    connections: usize,
-    /// For the bodies of their requests.
-    bodies: Arc<Semaphore>,
+    /// How many of them each address has.
+    by_address: HashMap<IpAddr, usize>,
 }
 
 /// A connection's place, free again when this is dropped.
@@ -64,8 +53,6 @@ pub(super) struct Seat {
     /// one ended.
     since: AtomicU64,
     has_answered: AtomicBool,
-    /// What requests of this connection take for their bodies.
-    pub(super) allowance: Allowance,
     task: OnceLock<AbortHandle>,
 }
 
@@ -77,8 +64,6 @@ impl Places {
     pub(super) fn new(limits: &Limits, metrics: ConnectionMetrics) -> Arc<Self> {
         Arc::new(Self {
             limit: limits.connections,
-            address_bodies_bytes: limits.address_bodies_bytes,
-            bodies: Arc::new(Semaphore::new(limits.all_bodies_bytes)),
             begin: Instant::now(),
             metrics,
             taken: Mutex::default(),
@@ -102,16 +87,8 @@ impl Places {
                 task.abort();
             }
         }
-        let of_address = taken.addresses.entry(address).or_insert_with(|| Address {
-            connections: 0,
-            bodies: Arc::new(Semaphore::new(self.address_bodies_bytes)),
-        });
-        of_address.connections += 1;
-        let allowance = Allowance {
-            of_address: of_address.bodies.clone(),
-            of_all: self.bodies.clone(),
-        };
-        let seat = Arc::new(Seat::new(address, self.begin, allowance));
+        *taken.by_address.entry(address).or_default() += 1;
+        let seat = Arc::new(Seat::new(address, self.begin));
         taken.last_id += 1;
         let id = taken.last_id;
         taken.seats.insert(id, seat.clone());
@@ -145,18 +122,20 @@ impl Places {
 impl Taken {
     fn remove(&mut self, id: u64) -> Option<Arc<Seat>> {
         let seat = self.seats.remove(&id)?;
-        if let Some(address) = self.addresses.get_mut(&seat.address) {
-            address.connections -= 1;
-            if address.connections == 0 {
-                self.addresses.remove(&seat.address);
+        if let Some(connections) = self.by_address.get_mut(&seat.address) {
+            *connections -= 1;
+            if *connections == 0 {
+                self.by_address.remove(&seat.address);
             }
         }
         Some(seat)
     }
 
     fn who_leaves(&self, newcomer: IpAddr) -> Option<u64> {
-        let connections = |(address, of): (&IpAddr, &Address)| (of.connections, *address);
-        let most = self.addresses.iter().map(connections).max();
+        let by_address = self.by_address.iter();
+        let most = by_address
+            .map(|(address, connections)| (*connections, *address))
+            .max();
         let guests = self.seats.iter().map(|(id, seat)| seat.guest(*id));
         who_leaves(guests, most, self.seats.len(), newcomer)
     }
@@ -177,18 +156,22 @@ impl Drop for Place {
 }
 
 impl Seat {
-    fn new(address: IpAddr, begin: Instant, allowance: Allowance) -> Self {
+    fn new(address: IpAddr, begin: Instant) -> Self {
         let seat = Self {
             address,
             begin,
             running: AtomicUsize::new(0),
             since: AtomicU64::new(0),
             has_answered: AtomicBool::new(false),
-            allowance,
             task: OnceLock::new(),
         };
         seat.mark();
         seat
+    }
+
+    /// The address that it comes from, or the network of one owner.
+    pub(super) fn address(&self) -> IpAddr {
+        self.address
     }
 
     /// The task to end when this connection has to leave.
@@ -207,7 +190,7 @@ impl Seat {
 
     /// Since when no request runs; `None` if one does.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let since = std::time::Duration::from_millis(self.since.load(Relaxed));
+        let since = Duration::from_millis(self.since.load(Relaxed));
         (self.running.load(Relaxed) == 0).then(|| self.begin + since)
     }
 
@@ -283,7 +266,6 @@ fn neighbourhood(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn guest(id: u64, address: u8, is_running: bool, has_answered: bool, since: u64) -> Guest {
         Guest {
@@ -376,7 +358,7 @@ mod tests {
         assert_eq!(places.metrics.open.get(), 2);
         drop((second, third));
         assert_eq!(places.metrics.open.get(), 0);
-        assert!(places.taken().addresses.is_empty());
+        assert!(places.taken().by_address.is_empty());
         assert_eq!(places.metrics.refused.get(), 0);
     }
 

@@ -18,8 +18,9 @@ use tokio::time::timeout;
 use tower::Service;
 
 use super::Server;
-use super::body::{self, Memory, Unread};
+use super::body::{self, Unread};
 use super::drain::Phase;
+use super::memory::Held;
 use super::places::{Running, Seat};
 
 impl Server {
@@ -32,18 +33,15 @@ impl Server {
         let running = seat.begin_request();
         let version = request.version();
         let (parts, body) = request.into_parts();
-        let read = body::read(body, self.limits.body_bytes, &seat.allowance);
-        let (mut response, memory) = match timeout(self.limits.body, read).await {
-            Ok(Ok((body, memory))) => {
+        let read = body::read(body, self.limits.body_bytes, &self.memory, seat.address());
+        let (mut response, held) = match timeout(self.limits.body, read).await {
+            Ok(Ok((body, held))) => {
                 let request = Request::from_parts(parts, Body::from(body));
                 let limit = self.limits.request;
-                (route(self.router.clone(), request, limit).await, memory)
+                (route(self.router.clone(), request, limit).await, held)
             }
             Ok(Err(unread)) => (refuse(&unread), None),
-            Err(_) => {
-                let text = "the body could not be read in time";
-                ((StatusCode::REQUEST_TIMEOUT, text).into_response(), None)
-            }
+            Err(_) => (refuse(&Unread::TooSlow), None),
         };
         // HTTP/2 has GOAWAY for that.
         if version <= Version::HTTP_11 && self.end.phase() >= Phase::Leaving {
@@ -53,7 +51,7 @@ impl Server {
         Ok(response.map(|body| Answer {
             body,
             _running: running,
-            _memory: memory,
+            _held: held,
         }))
     }
 }
@@ -63,6 +61,10 @@ fn refuse(unread: &Unread) -> Response<Body> {
         Unread::TooLong => (
             StatusCode::PAYLOAD_TOO_LARGE,
             "the body is longer than it may be",
+        ),
+        Unread::TooSlow => (
+            StatusCode::REQUEST_TIMEOUT,
+            "the body could not be read in time",
         ),
         Unread::Broken => (StatusCode::BAD_REQUEST, "the body can't be read"),
     };
@@ -74,7 +76,7 @@ fn refuse(unread: &Unread) -> Response<Body> {
 pub(super) struct Answer {
     body: Body,
     _running: Running,
-    _memory: Option<Memory>,
+    _held: Option<Held>,
 }
 
 impl HttpBody for Answer {

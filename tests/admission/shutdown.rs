@@ -1,21 +1,33 @@
-//! The end of a webhook: requests that run are answered.
+//! The end of a webhook: others can learn of it, requests that run are answered.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertifiedKey, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use sgp::dev::control_plane::{Process, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::{DEFAULT, eventually};
-use crate::https::{Version, block_on, connect_trusting};
+use crate::https::{Answer, Version, answer, block_on, connect_trusting, post};
+
+/// A question that needs nothing to be answered.
+const REVIEW: &str = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+    "uid": "1", "operation": "UPDATE", "object": {},
+    "kind": {"group": "", "version": "v1", "kind": "Pod"},
+    "resource": {"group": "", "version": "v1", "resource": "pods"}}}"#;
 
 /// A webhook beside the sandbox's own, and the folder of its certificate.
 fn second_webhook(
     port: u16,
     pair: &CertifiedKey<KeyPair>,
     name: &str,
+    shutdown_delay: &str,
 ) -> (Process, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
@@ -25,6 +37,7 @@ fn second_webhook(
     let mut command = Command::new(env!("CARGO_BIN_EXE_sgp"));
     command
         .arg("webhook")
+        .arg(format!("--shutdown-delay={shutdown_delay}"))
         .arg(format!("--listen=127.0.0.1:{port}"))
         .arg("--tls-cert")
         .arg(certificate)
@@ -48,13 +61,10 @@ fn terminate(webhook: &Process) {
 fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook");
+    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook", "0");
     let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
 
-    let review = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
-        "uid": "1", "operation": "UPDATE", "object": {},
-        "kind": {"group": "", "version": "v1", "kind": "Pod"},
-        "resource": {"group": "", "version": "v1", "resource": "pods"}}}"#;
+    let review = REVIEW;
     let head = format!(
         "POST /mutate-v1-pod HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
@@ -90,7 +100,7 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
 fn connections_without_a_request_do_not_hold_up_the_end() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook");
+    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook", "0.5");
     let silent = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     block_on(async {
         let http1 = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
@@ -107,4 +117,102 @@ fn connections_without_a_request_do_not_hold_up_the_end() {
         );
         drop((http1, http2, silent));
     });
+}
+
+/// Longer than any test.
+const FOR_EVER: &str = "3600";
+
+#[test]
+fn port_stays_open_after_readiness_is_gone_and_connections_are_led_away() {
+    let port = free_port().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (mut webhook, _files) = second_webhook(port, &pair, "leaving-webhook", FOR_EVER);
+    let certificate = pair.cert.pem();
+    let connect = async |version| TokioIo::new(connect_trusting(&certificate, port, version).await);
+    let get = || {
+        let request = Request::get("https://127.0.0.1/readyz").header("host", "127.0.0.1");
+        request.body(Full::<Bytes>::default()).unwrap()
+    };
+    let ready = async || {
+        let stream = connect(Version::Http1).await;
+        let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        answer(sender.send_request(get()).await.unwrap()).await
+    };
+    block_on(async {
+        let stream = connect(Version::Http1).await;
+        let (mut http1, connection) = http1::handshake(stream).await.unwrap();
+        let http1_ends = tokio::spawn(connection);
+        let stream = connect(Version::Http2).await;
+        let executor = TokioExecutor::new();
+        let (mut http2, connection) = http2::handshake(executor, stream).await.unwrap();
+        let http2_ends = tokio::spawn(connection);
+        // Both have been used, and are idle now.
+        let before = http1.send_request(question()).await.unwrap();
+        assert!(!closes(&before));
+        is_allowed(&answer(before).await);
+        is_allowed(&answer(http2.send_request(question()).await.unwrap()).await);
+
+        terminate(&webhook);
+        loop {
+            let ready = ready().await;
+            if ready.status == 503 && ready.body == "shutting down" {
+                break;
+            }
+        }
+        // GOAWAY ends a connection that is idle.
+        http2_ends.await.unwrap().unwrap();
+        // To close this one would lose what may be on its way.
+        let during = http1.send_request(question()).await.unwrap();
+        assert!(closes(&during));
+        is_allowed(&answer(during).await);
+        http1_ends.await.unwrap().unwrap();
+        // And new ones are served as ever.
+        for version in [Version::Http1, Version::Http2] {
+            let stream = connect(version).await;
+            let response = match version {
+                Version::Http1 => {
+                    let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+                    tokio::spawn(connection);
+                    sender.send_request(question()).await
+                }
+                Version::Http2 => {
+                    let executor = TokioExecutor::new();
+                    let (mut sender, connection) =
+                        http2::handshake(executor, stream).await.unwrap();
+                    tokio::spawn(connection);
+                    sender.send_request(question()).await
+                }
+            };
+            is_allowed(&answer(response.unwrap()).await);
+        }
+        assert!(webhook.try_wait().unwrap().is_none());
+    });
+
+    // A second signal waits for nothing.
+    terminate(&webhook);
+    let status = eventually("the process to end", || webhook.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1));
+    let log = std::fs::read_to_string(webhook.log_path()).unwrap();
+    assert!(
+        log.contains("ended at once by a second signal, SIGTERM"),
+        "{log}"
+    );
+}
+
+fn question() -> Request<Full<Bytes>> {
+    post("application/json", REVIEW)
+}
+
+fn closes(response: &Response<hyper::body::Incoming>) -> bool {
+    response
+        .headers()
+        .get("connection")
+        .is_some_and(|value| value == "close")
+}
+
+#[track_caller]
+fn is_allowed(answer: &Answer) {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["response"]["allowed"], true, "{answer:?}");
 }
