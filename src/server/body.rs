@@ -22,8 +22,10 @@ pub(super) enum Unread {
     TooLong,
     /// The client broke it off, or it is malformed.
     Broken,
-    /// It took long while others waited for its memory.
+    /// It took too long, or long while others waited for its memory.
     TooSlow,
+    /// Too many requests of its address wait for memory already.
+    TooMany,
 }
 
 /// Reads a body of at most so many bytes. The memory is taken before, as much as the client
@@ -47,6 +49,7 @@ where
     }
     let exact = announced.exact().map(|length| length as usize);
     let held = memory.take(address, exact.unwrap_or(limit)).await;
+    let held = held.ok_or(Unread::TooMany)?;
 
     let mut body = pin!(body);
     let mut whole = Bytes::new();

@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+/// The most requests of an address that wait: more than an API server has running by default.
+const WAITING_OF_ADDRESS: usize = 250;
+
 /// The memory of one server.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -47,15 +50,20 @@ impl Memory {
         })
     }
 
-    /// Waits until there are so many bytes for this address.
-    pub(super) async fn take(self: &Arc<Self>, address: IpAddr, bytes: usize) -> Held {
+    /// Waits until there are so many bytes for this address. `None` if too many of it wait
+    /// already.
+    pub(super) async fn take(self: &Arc<Self>, address: IpAddr, bytes: usize) -> Option<Held> {
         // More than there is could never be had.
         let bytes = bytes.min(self.bytes);
         let granted = {
             let mut state = self.state();
             if !state.is_wanted() && state.taken + bytes <= self.bytes {
                 state.note(address, bytes);
-                return self.held(address, bytes);
+                return Some(self.held(address, bytes));
+            }
+            let waiting = state.waiting.iter();
+            if waiting.filter(|other| other.address == address).count() >= WAITING_OF_ADDRESS {
+                return None;
             }
             let (grant, granted) = oneshot::channel();
             state.waiting.push(Waiting {
@@ -67,7 +75,7 @@ impl Memory {
         };
         // It may be that it has to wait only behind others, who need more than is left.
         self.grant();
-        granted.await.expect("whoever waits is kept until served")
+        Some(granted.await.expect("whoever waits is kept until served"))
     }
 
     /// Whether somebody waits.
@@ -161,8 +169,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_given_back_goes_to_the_address_that_holds_least() {
         let memory = Memory::new(10);
-        let first = memory.take(ip(1), 4).await;
-        let second = memory.take(ip(1), 4).await;
+        let first = memory.take(ip(1), 4).await.unwrap();
+        let second = memory.take(ip(1), 4).await.unwrap();
         let mut third = Box::pin(memory.take(ip(1), 4));
         assert!(third.as_mut().now_or_never().is_none());
         assert!(memory.is_wanted());
@@ -199,6 +207,21 @@ mod tests {
         drop(held);
         assert_eq!(memory.state().taken, 0);
         let more_than_there_is = memory.take(ip(2), 11).now_or_never();
-        assert_eq!(more_than_there_is.expect("all of it").bytes, 10);
+        let all = more_than_there_is.expect("no waiting").unwrap();
+        assert_eq!(all.bytes, 10);
+    }
+
+    #[tokio::test]
+    async fn so_many_of_an_address_wait_and_no_more() {
+        let memory = Memory::new(10);
+        let _held = memory.take(ip(1), 10).await;
+        let mut waiting: Vec<_> = (0..WAITING_OF_ADDRESS)
+            .map(|_| Box::pin(memory.take(ip(2), 1)))
+            .collect();
+        for waiting in &mut waiting {
+            assert!(waiting.as_mut().now_or_never().is_none());
+        }
+        assert!(memory.take(ip(2), 1).await.is_none());
+        assert!(memory.take(ip(3), 1).now_or_never().is_none(), "it may");
     }
 }

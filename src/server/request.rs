@@ -66,6 +66,10 @@ fn refuse(unread: &Unread) -> Response<Body> {
             StatusCode::REQUEST_TIMEOUT,
             "the body could not be read in time",
         ),
+        Unread::TooMany => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many requests of this address wait for memory",
+        ),
         Unread::Broken => (StatusCode::BAD_REQUEST, "the body can't be read"),
     };
     answer.into_response()

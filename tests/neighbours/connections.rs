@@ -35,6 +35,30 @@ async fn ten_thousand_idle_connections_lock_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_few_open_files_are_raised_or_mean_fewer_connections() {
+    for (name, limit, places) in [("raised", "-Sn 256", PLACES), ("few-files", "-n 300", 150)] {
+        let webhook = Webhook::start_with_open_files(name, limit).await;
+        let mut idle = Vec::new();
+        for number in 0..400 {
+            idle.push(tcp(webhook.port, stranger(number, 3)).await);
+        }
+        webhook.serves_others().await;
+        assert!(webhook.metric("sgp_connections").await <= places);
+        let evicted = webhook.metric("sgp_connections_evicted_total").await;
+        assert_eq!(evicted > 0, places < 400, "{evicted} of {name}");
+        let told = "only 150 connections at a time instead of 1000";
+        assert_eq!(
+            webhook.log().contains(told),
+            places < 400,
+            "{}",
+            webhook.log()
+        );
+        drop(idle);
+        webhook.is_as_before().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_without_a_request_lock_nobody_out() {
     let webhook = Webhook::start("silent").await;
     let mut silent = Vec::new();

@@ -20,6 +20,8 @@ use crate::waiting::eventually;
 /// What the process may have in memory at most, built without optimization.
 const MOST_MEMORY_KIB: u64 = 256 * 1024;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sgp");
+
 /// A webhook of one's own. It ends with this.
 pub struct Webhook {
     process: Process,
@@ -38,13 +40,24 @@ pub struct Answer {
 impl Webhook {
     /// Starts one and waits until it is ready.
     pub async fn start(name: &str) -> Self {
+        Self::start_by(name, Command::new(PROGRAM)).await
+    }
+
+    /// The same with such a limit of open files, as the shell's `ulimit` takes it.
+    pub async fn start_with_open_files(name: &str, limit: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, PROGRAM]);
+        Self::start_by(name, shell).await
+    }
+
+    async fn start_by(name: &str, mut command: Command) -> Self {
         let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let files = tempfile::tempdir().unwrap();
         let (certificate, key) = (files.path().join("tls.crt"), files.path().join("tls.key"));
         std::fs::write(&certificate, pair.cert.pem()).unwrap();
         std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
         let (port, metrics_port) = (free_port().unwrap(), free_port().unwrap());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sgp"));
         command
             .args(["webhook", "--shutdown-delay=0"])
             .arg(format!("--listen=127.0.0.1:{port}"))
@@ -118,6 +131,11 @@ impl Webhook {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|peak| peak.split_whitespace().next());
         peak.expect("Linux says so").parse().unwrap()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.process.log_path()).unwrap()
     }
 
     /// The value of a metric without labels.
