@@ -46,7 +46,17 @@ pub fn open_files(wanted: usize) -> usize {
 }
 
 pub async fn tcp(port: u16, from: Ipv4Addr) -> TcpStream {
+    connect(TcpSocket::new_v4().unwrap(), port, from).await
+}
+
+/// A connection for which the system keeps next to nothing that its owner has not taken yet.
+pub async fn tcp_with_small_buffer(port: u16, from: Ipv4Addr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    connect(socket, port, from).await
+}
+
+async fn connect(socket: TcpSocket, port: u16, from: Ipv4Addr) -> TcpStream {
     socket.bind((from, 0).into()).unwrap();
     let to = (Ipv4Addr::LOCALHOST, port).into();
     let connected = timeout(PATIENCE, socket.connect(to)).await;
@@ -60,8 +70,16 @@ pub async fn tls(
     from: Ipv4Addr,
     protocol: &[u8],
 ) -> Option<TlsStream<TcpStream>> {
+    tls_over(tcp(port, from).await, ca, protocol).await
+}
+
+/// The same over a connection that is there.
+pub async fn tls_over(
+    stream: TcpStream,
+    ca: &str,
+    protocol: &[u8],
+) -> Option<TlsStream<TcpStream>> {
     let connector = TlsConnector::from(config(ca, protocol));
-    let stream = tcp(port, from).await;
     let handshake = connector.connect(server_name(), stream);
     timeout(PATIENCE, handshake).await.unwrap().ok()
 }
