@@ -140,6 +140,7 @@ fn every_setting() -> impl Iterator<Item = Settings> {
                 grace_period,
                 unsupported_pods,
                 missing_groups,
+                ..Settings::default()
             })
         })
     })

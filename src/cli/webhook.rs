@@ -167,12 +167,17 @@ impl WebhookArgs {
         let ca_bundle = certificate.ca_bundle().map(str::to_owned);
         let tls = certificate.into_server_config()?;
         let client = self.cluster.client().await?;
+        let limits = Limits {
+            shutdown_delay: self.shutdown_delay,
+            ..Limits::default()
+        };
         let listeners = Listeners {
             admission: listen(self.listen).await?,
             metrics: match self.metrics_listen {
                 Some(address) => Some(listen(address).await?),
                 None => None,
             },
+            limits: limits.within_open_files(),
         };
         let keep_ca_bundle = async {
             match &ca_bundle {
@@ -202,15 +207,10 @@ impl WebhookArgs {
             policy_endpoints: self.policy_endpoint_user.clone(),
         };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
-        let limits = Limits {
-            shutdown_delay: self.shutdown_delay,
-            ..Limits::default()
-        };
         let webhook = webhook::run(
             client.clone(),
             listeners,
             tls,
-            limits.within_open_files(),
             settings,
             self.allocator_socket.clone(),
             editors,

@@ -75,16 +75,15 @@ impl Server {
         let seat = place.seat();
         let service = service_fn(|request| self.clone().answer(seat.clone(), request));
         let stream = TokioIo::new(stream);
+        // For all that a request may take.
+        let grace = limits.request + limits.send;
         let ended = if is_http2 {
             // One that comes while we leave has a request, and is led away at the close.
             let led_away = match self.end.phase() {
                 Phase::Open => Phase::Leaving,
                 Phase::Leaving | Phase::Closing => Phase::Closing,
             };
-            let streams = Streams {
-                limit: limits.request + limits.send,
-            };
-            let mut builder = http2::Builder::new(streams);
+            let mut builder = http2::Builder::new(Streams { limit: grace });
             builder
                 .timer(TokioTimer::new())
                 .keep_alive_interval(limits.keep_alive)
@@ -99,11 +98,12 @@ impl Server {
             let connection = builder.serve_connection(stream, service);
             let leave = async {
                 tokio::select! {
-                    () = self.end.reaches(led_away) => {}
-                    () = idle_for(seat, limits.header) => {}
+                    () = self.end.reaches(led_away) => grace,
+                    () = idle_for(seat, limits.header) => grace,
+                    () = stuck(seat, grace) => Duration::ZERO,
                 }
             };
-            until(leave, connection, limits.request + limits.send).await
+            until(leave, connection).await
         } else {
             let mut builder = http1::Builder::new();
             builder
@@ -111,8 +111,11 @@ impl Server {
                 .header_read_timeout(limits.header)
                 .max_buf_size(HTTP1_BUFFER);
             let connection = builder.serve_connection(stream, service);
-            let leave = self.end.reaches(Phase::Closing);
-            until(leave, connection, limits.request + limits.send).await
+            let leave = async {
+                self.end.reaches(Phase::Closing).await;
+                grace
+            };
+            until(leave, connection).await
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended early");
@@ -139,19 +142,20 @@ impl Server {
     }
 }
 
-/// Drives a connection; once `leave` ends, it is asked to end too, and made to after `grace`.
+/// Drives a connection; once `leave` ends, it is asked to end too, and made to after the time
+/// that `leave` gives it.
 async fn until<C: GracefulConnection>(
-    leave: impl Future<Output = ()>,
+    leave: impl Future<Output = Duration>,
     connection: C,
-    grace: Duration,
 ) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
-    tokio::select! {
+    let grace = tokio::select! {
         // The request that is there is read before anything tells the connection to end.
         biased;
         ended = &mut connection => return ended,
-        () = leave => connection.as_mut().graceful_shutdown(),
-    }
+        grace = leave => grace,
+    };
+    connection.as_mut().graceful_shutdown();
     timeout(grace, connection).await.unwrap_or(Ok(()))
 }
 
@@ -163,6 +167,14 @@ async fn idle_for(seat: &Arc<Seat>, limit: Duration) {
             return;
         }
         tokio::time::sleep_until(since + limit).await;
+    }
+}
+
+/// Waits until a request has run for so long, or up to twice as long: a client can leave the
+/// end of an answer where it is for ever.
+async fn stuck(seat: &Seat, limit: Duration) {
+    while !seat.has_stuck_request() {
+        tokio::time::sleep(limit).await;
     }
 }
 

@@ -142,18 +142,33 @@ impl State {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
+impl Held {
+    /// Keeps so many bytes at most.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let spare = self.bytes.saturating_sub(bytes);
+        if spare > 0 {
+            self.give_back(spare);
+        }
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        self.bytes -= bytes;
         let mut state = self.memory.state();
-        state.taken -= self.bytes;
+        state.taken -= bytes;
         if let Some(holds) = state.by_address.get_mut(&self.address) {
-            *holds -= self.bytes;
+            *holds -= bytes;
             if *holds == 0 {
                 state.by_address.remove(&self.address);
             }
         }
         drop(state);
         self.memory.grant();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
     }
 }
 
@@ -170,8 +185,8 @@ mod tests {
     async fn what_is_given_back_goes_to_the_address_that_holds_least() {
         let memory = Memory::new(10);
         let first = memory.take(ip(1), 4).await.unwrap();
-        let second = memory.take(ip(1), 4).await.unwrap();
-        let mut third = Box::pin(memory.take(ip(1), 4));
+        let mut second = memory.take(ip(1), 4).await.unwrap();
+        let mut third = Box::pin(memory.take(ip(1), 3));
         assert!(third.as_mut().now_or_never().is_none());
         assert!(memory.is_wanted());
         let mut other = Box::pin(memory.take(ip(2), 4));
@@ -180,8 +195,9 @@ mod tests {
         drop(first);
         let other = other.now_or_never().expect("it holds nothing yet");
         assert!(third.as_mut().now_or_never().is_none());
-        drop(second);
+        second.shrink(1);
         third.now_or_never().expect("nobody else waits");
+        drop(second);
         drop(other);
         assert!(!memory.is_wanted());
         assert_eq!(memory.state().taken, 0);

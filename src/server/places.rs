@@ -49,6 +49,9 @@ pub(super) struct Seat {
     address: IpAddr,
     begin: Instant,
     running: AtomicUsize,
+    /// Those of them that began in intervals with an even number, and in the others.
+    by_interval: [AtomicUsize; 2],
+    interval: AtomicUsize,
     /// Milliseconds from `begin` to the last moment when a request began that found none, or
     /// one ended.
     since: AtomicU64,
@@ -56,9 +59,12 @@ pub(super) struct Seat {
     task: OnceLock<AbortHandle>,
 }
 
-/// A request that runs, from its headers until its answer is handed over.
+/// A request that runs, from its headers until its answer is sent.
 #[derive(Debug)]
-pub(super) struct Running(Arc<Seat>);
+pub(super) struct Running {
+    seat: Arc<Seat>,
+    interval: usize,
+}
 
 impl Places {
     pub(super) fn new(limits: &Limits, metrics: ConnectionMetrics) -> Arc<Self> {
@@ -161,6 +167,8 @@ impl Seat {
             address,
             begin,
             running: AtomicUsize::new(0),
+            by_interval: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            interval: AtomicUsize::new(0),
             since: AtomicU64::new(0),
             has_answered: AtomicBool::new(false),
             task: OnceLock::new(),
@@ -185,7 +193,23 @@ impl Seat {
         if self.running.fetch_add(1, Relaxed) == 0 {
             self.mark();
         }
-        Running(self.clone())
+        let interval = self.interval.load(Relaxed);
+        self.by_interval[interval % 2].fetch_add(1, Relaxed);
+        Running {
+            seat: self.clone(),
+            interval,
+        }
+    }
+
+    /// Begins the next interval, unless a request still runs that began before the one that
+    /// ends. Whether that is so.
+    pub(super) fn has_stuck_request(&self) -> bool {
+        let ending = self.interval.load(Relaxed);
+        if self.by_interval[(ending + 1) % 2].load(Relaxed) > 0 {
+            return true;
+        }
+        self.interval.store(ending + 1, Relaxed);
+        false
     }
 
     /// Since when no request runs; `None` if one does.
@@ -213,7 +237,8 @@ impl Seat {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let seat = &self.0;
+        let seat = &self.seat;
+        seat.by_interval[self.interval % 2].fetch_sub(1, Relaxed);
         seat.has_answered.store(true, Relaxed);
         seat.mark();
         seat.running.fetch_sub(1, Relaxed);
@@ -376,6 +401,25 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         drop(other);
         assert_eq!(seat.idle_since(), Some(begin + Duration::from_secs(2)));
+    }
+
+    #[tokio::test]
+    async fn request_is_stuck_that_outlasts_a_whole_interval() {
+        let places = places(2);
+        let place = places.enter(SocketAddr::new(ip(1), 1)).unwrap();
+        let seat = place.seat();
+        drop(seat.begin_request());
+        assert!(!seat.has_stuck_request());
+        let request = seat.begin_request();
+        assert!(
+            !seat.has_stuck_request(),
+            "it began in the interval that ended"
+        );
+        drop(seat.begin_request());
+        assert!(seat.has_stuck_request());
+        assert!(seat.has_stuck_request(), "and still is");
+        drop(request);
+        assert!(!seat.has_stuck_request());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,7 +13,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse;
 use futures::FutureExt;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Buf, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 use tower::Service;
 
@@ -34,7 +34,7 @@ impl Server {
         let version = request.version();
         let (parts, body) = request.into_parts();
         let read = body::read(body, self.limits.body_bytes, &self.memory, seat.address());
-        let (mut response, held) = match timeout(self.limits.body, read).await {
+        let (mut response, mut held) = match timeout(self.limits.body, read).await {
             Ok(Ok((body, held))) => {
                 let request = Request::from_parts(parts, Body::from(body));
                 let limit = self.limits.request;
@@ -48,11 +48,15 @@ impl Server {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        Ok(response.map(|body| Answer {
-            body,
+        if let Some(held) = &mut held {
+            let length = response.body().size_hint().upper();
+            held.shrink(length.map_or(usize::MAX, |length| length as usize));
+        }
+        let until_sent = Arc::new(UntilSent {
             _running: running,
             _held: held,
-        }))
+        });
+        Ok(response.map(|body| Answer { body, until_sent }))
     }
 }
 
@@ -75,23 +79,38 @@ fn refuse(unread: &Unread) -> Response<Body> {
     answer.into_response()
 }
 
-/// The body of an answer. Until it is handed over, its request counts as running and keeps
-/// the memory that it took.
+/// The body of an answer.
 pub(super) struct Answer {
     body: Body,
+    until_sent: Arc<UntilSent>,
+}
+
+/// A part of an answer, which is dropped when it has been sent.
+pub(super) struct Part {
+    bytes: Bytes,
+    _until_sent: Arc<UntilSent>,
+}
+
+/// Until the answer is sent, its request counts as running and holds memory.
+struct UntilSent {
     _running: Running,
     _held: Option<Held>,
 }
 
 impl HttpBody for Answer {
-    type Data = Bytes;
+    type Data = Part;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Part>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let part = |bytes| Part {
+            bytes,
+            _until_sent: self.until_sent.clone(),
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -100,6 +119,20 @@ impl HttpBody for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Buf for Part {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
     }
 }
 

@@ -50,13 +50,15 @@ pub struct Webhook {
     draining: AtomicBool,
 }
 
-/// Where the webhook listens.
+/// Where the webhook listens, and within which limits.
 #[derive(Debug)]
 pub struct Listeners {
     /// For the API server and the kubelet's probes, with TLS.
     pub admission: TcpListener,
     /// For `/metrics`, without TLS; `None` for no metrics.
     pub metrics: Option<TcpListener>,
+    /// What a client may cost, and how the end goes.
+    pub limits: Limits,
 }
 
 /// Users that may write what others may not, besides EKS's own controllers.
@@ -82,7 +84,6 @@ pub async fn run(
     client: Client,
     listeners: Listeners,
     tls: Arc<ServerConfig>,
-    limits: Limits,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
     editors: Editors,
@@ -102,7 +103,7 @@ pub async fn run(
         listeners.admission,
         tls,
         router(webhook.clone()),
-        limits,
+        listeners.limits,
         webhook.metrics.connections.clone(),
         shutdown,
     );

@@ -13,6 +13,16 @@ use thiserror::Error;
 use crate::policy::field_error::{self, FieldError};
 use crate::policy::pod::Text;
 
+/// The most characters of a uid; the API server makes them of 36. Whoever asks must not make
+/// an answer long.
+const UID_CHARACTERS: usize = 256;
+
+/// The most characters of what was wrong with a body, which may quote all of it.
+const PROBLEM_CHARACTERS: usize = 1_000;
+
+/// The most characters of a refusal, which may name what the caller wrote.
+const MESSAGE_CHARACTERS: usize = 4_000;
+
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 
@@ -156,17 +166,34 @@ pub fn read<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<Request<'a, O>, Un
 
 fn read_review<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<Request<'a, O>, Unreadable> {
     let review: Review<'a, O> =
-        serde_json::from_slice(body).map_err(|error| Unreadable::Review(error.to_string()))?;
+        serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
     if review.api_version.as_str() != API_VERSION || review.kind.as_str() != KIND {
-        return Err(Unreadable::Review(format!(
+        return Err(unreadable(format!(
             "it is {:?} of {:?}",
             review.kind.as_str(),
             review.api_version.as_str()
         )));
     }
-    review
-        .request
-        .ok_or_else(|| Unreadable::Review("it has no request".to_owned()))
+    let request = review.request;
+    let request = request.ok_or_else(|| unreadable("it has no request".to_owned()))?;
+    if request.uid.as_str().len() > UID_CHARACTERS {
+        let problem = format!("its uid is longer than {UID_CHARACTERS} characters");
+        return Err(unreadable(problem));
+    }
+    Ok(request)
+}
+
+fn unreadable(problem: String) -> Unreadable {
+    Unreadable::Review(at_most(PROBLEM_CHARACTERS, problem))
+}
+
+/// The text, cut off where it has more characters.
+fn at_most(characters: usize, mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(characters) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// What the API server is told.
@@ -296,7 +323,8 @@ impl Answer {
     }
 
     /// Refuses the object.
-    pub fn denied(refusal: Refusal, warnings: Vec<String>) -> Self {
+    pub fn denied(mut refusal: Refusal, warnings: Vec<String>) -> Self {
+        refusal.message = at_most(MESSAGE_CHARACTERS, refusal.message);
         Self {
             verdict: Verdict::Denied(refusal),
             warnings,
@@ -423,6 +451,31 @@ mod tests {
                 Ok(request) => panic!("{body} was read as {request:?}"),
             }
         }
+    }
+
+    #[test]
+    fn long_texts_of_the_caller_make_no_long_answer() {
+        let review = |uid: &str, kind: &str| {
+            format!(
+                r#"{{"apiVersion": "admission.k8s.io/v1", "kind": "{kind}",
+                    "request": {{"uid": "{uid}", "object": {{"spec": "{kind}"}}}}}}"#
+            )
+        };
+        let long = "é".repeat(100_000);
+        for body in [
+            review("1", &long),
+            review(&long, KIND),
+            review("1", KIND).replace(r#"spec": ""#, &format!(r#"spec": "{long}"#)),
+        ] {
+            let problem = read::<Pod>(body.as_bytes()).unwrap_err().to_string();
+            assert!(problem.chars().count() < 1_200, "{problem}");
+        }
+        let answer = Answer::denied(Refusal::forbidden(long), Vec::new());
+        let Verdict::Denied(refusal) = answer.verdict else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(refusal.message.chars().count(), MESSAGE_CHARACTERS + 1);
+        assert!(refusal.message.ends_with('…'));
     }
 
     #[test]

@@ -1,50 +1,49 @@
 //! What can be done with HTTP/2 alone.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures::future::join_all;
 use http_body_util::BodyExt;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use sgp::server::{Limits, serve};
+use sgp::telemetry::metrics::ConnectionMetrics;
+use sgp::tls::ServingCertificate;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::client::{HTTP2, PATIENCE, stranger, tls, until_closed};
 use crate::webhook::{Webhook, get, pod, post, review};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_are_never_taken_are_dropped() {
+async fn connection_whose_answers_are_never_taken_ends() {
     let webhook = Webhook::start("untaken").await;
-    // The uid comes back in the answer, which then is longer than what the client lets come.
-    let uid = format!(r#""uid":"{}""#, "1".repeat(500_000));
-    let body = review(&pod(serde_json::json!({}))).replacen(r#""uid":"1""#, &uid, 1);
+    // More answers than the client lets come.
     let neighbours = (0..4).map(|number| {
-        let (ca, port, body) = (webhook.ca.clone(), webhook.port, body.clone());
+        let (ca, port) = (webhook.ca.clone(), webhook.port);
         async move {
             let stream = tls(&ca, port, stranger(number, 2), HTTP2).await;
             let stream = TokioIo::new(stream.expect("a connection"));
             let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .initial_stream_window_size(65_535)
-                .initial_connection_window_size(65_535);
+            builder.initial_stream_window_size(8);
             let (mut sender, connection) = builder.handshake(stream).await.unwrap();
-            tokio::spawn(connection);
+            let ended = tokio::spawn(connection);
             let mut untaken = Vec::new();
-            for _ in 0..5 {
+            for _ in 0..100 {
                 sender.ready().await.unwrap();
-                untaken.push(sender.send_request(post(body.clone())));
+                let body = review(&pod(serde_json::json!({})));
+                untaken.push(sender.send_request(post(body)));
             }
             // Their headers come, and they are held from then on.
             let untaken = join_all(untaken).await;
-            let (first, others) = {
-                let mut answers = untaken.into_iter().flatten();
-                (
-                    answers.next().expect("an answer"),
-                    answers.collect::<Vec<_>>(),
-                )
-            };
-            drop_when_reset(first).await;
-            drop(others);
+            let ended = timeout(PATIENCE, ended).await;
+            let _ = ended.expect("the webhook closes the connection");
+            for answer in untaken {
+                let taken = answer.unwrap().into_body().collect();
+                taken.await.expect_err("the rest is gone");
+            }
         }
     });
     let neighbours = tokio::spawn(join_all(neighbours.collect::<Vec<_>>()));
@@ -52,14 +51,6 @@ async fn answers_that_are_never_taken_are_dropped() {
     neighbours.await.unwrap();
     webhook.has_stayed_small();
     webhook.is_as_before().await;
-}
-
-/// Waits, without taking anything, for longer than the webhook may; what is taken then breaks
-/// off.
-async fn drop_when_reset(answer: hyper::Response<hyper::body::Incoming>) {
-    tokio::time::sleep(Duration::from_secs(25)).await;
-    let taken = timeout(PATIENCE, answer.into_body().collect()).await;
-    taken.expect("an end").expect_err("the rest is gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,4 +132,39 @@ async fn headers_that_are_continued_for_ever_end_the_connection() {
     webhook.serves_others().await;
     webhook.has_stayed_small();
     webhook.is_as_before().await;
+}
+
+/// In this process, for its limits are shorter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connection_that_takes_its_answers_stays() {
+    let limits = Limits {
+        request: Duration::from_secs(1),
+        send: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let certificate = ServingCertificate::make(&["127.0.0.1".to_owned()]).unwrap();
+    let ca = certificate.ca_bundle().expect("one was made").to_owned();
+    let tls_config = certificate.into_server_config().unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = axum::routing::get(async || "an answer that is longer than nothing at all");
+    let router = axum::Router::new().route("/readyz", answer);
+    let for_ever = std::future::pending();
+    let metrics = ConnectionMetrics::default();
+    tokio::spawn(serve(
+        listener, tls_config, router, limits, metrics, for_ever,
+    ));
+
+    let stream = tls(&ca, port, Ipv4Addr::LOCALHOST, HTTP2).await;
+    let stream = TokioIo::new(stream.expect("a connection"));
+    let executor = TokioExecutor::new();
+    let (mut sender, connection) = http2::handshake(executor, stream).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let answer = sender.send_request(get("/readyz")).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+        // More than twice as long as a request may take in all.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert!(!sender.is_closed());
 }
