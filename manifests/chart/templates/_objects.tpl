@@ -1,0 +1,54 @@
+{{- /* What comes before `mutating-webhook` in the name of that configuration. */}}
+{{- define "sgp.prefix" -}}
+{{ .Values.webhookConfigurationPrefix | default (eq .Values.backend "eks" | ternary "sgp-" "vpc-resource-") }}
+{{- end }}
+
+{{- /* (root, path): a file with the names of the webhook configurations, wherever they stand. */}}
+{{- define "sgp.file" -}}
+{{- $root := index . 0 }}
+{{- $text := $root.Files.Get (index . 1) }}
+{{- range $kind := list "mutating-webhook" "validating-webhook" }}
+{{- $text = $text | replace (print "vpc-resource-" $kind) (print (include "sgp.prefix" $root) $kind) }}
+{{- end }}
+{{- $text }}
+{{- end }}
+
+{{- /* (root, object): not empty if the object is to be installed. */}}
+{{- define "sgp.wanted" -}}
+{{- $values := (index . 0).Values }}
+{{- $object := index . 1 }}
+{{- if eq $object.kind "Namespace" }}
+{{- if $values.createNamespace }}yes{{ end }}
+{{- else if eq $object.kind "NetworkPolicy" }}
+{{- if $values.networkPolicy.enabled }}yes{{ end }}
+{{- else }}yes{{ end }}
+{{- end }}
+
+{{- /* (root, Deployment): sets in the object what the values say. */}}
+{{- define "sgp.setDeployment" -}}
+{{- $root := index . 0 }}
+{{- $values := $root.Values }}
+{{- $spec := (index . 1).spec }}
+{{- $pod := $spec.template.spec }}
+{{- $_ := set $spec "replicas" $values.replicas }}
+{{- with $values.imagePullSecrets }}
+{{- $_ := set $pod "imagePullSecrets" . }}
+{{- end }}
+{{- $flags := dict "webhook" list "allocator" list }}
+{{- $prefix := include "sgp.prefix" $root }}
+{{- if ne $prefix "vpc-resource-" }}
+{{- $_ := set $flags "webhook" (list (print "--webhook-configuration=" $prefix "mutating-webhook") (print "--validating-webhook-configuration=" $prefix "validating-webhook")) }}
+{{- end }}
+{{- if ne $values.backend "ec2" }}
+{{- $_ := set $flags "allocator" (list (print "--eni-backend=" $values.backend)) }}
+{{- end }}
+{{- range $container := $pod.containers }}
+{{- $own := get $values $container.name }}
+{{- $_ := set $container "image" (print $values.image.repository ":" $values.image.tag) }}
+{{- $_ := set $container "imagePullPolicy" $values.image.pullPolicy }}
+{{- $_ := set $container "args" (concat $container.args (get $flags $container.name) $own.extraArgs) }}
+{{- with $own.resources }}
+{{- $_ := set $container "resources" . }}
+{{- end }}
+{{- end }}
+{{- end }}
