@@ -1,7 +1,8 @@
 // Command chart-renderer does with a Helm chart what `helm template`, `helm lint` and
 // `helm package` do, by Helm's own library, which builds in a fraction of the time of Helm.
 //
-//	chart-renderer template CHART [VALUES]   objects as YAML, definitions first
+//	chart-renderer template CHART [VALUES]   objects as YAML, in the order of installation
+//	chart-renderer definitions CHART         the definitions that come with it
 //	chart-renderer lint CHART [VALUES]       problems, one a line; exit code 1 if there are any
 //	chart-renderer package CHART FOLDER      writes the archive, prints its path
 //
@@ -11,12 +12,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path"
-	"slices"
-	"strings"
-
+	"log/slog"
 	"maps"
+	"os"
+	"strings"
 
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
@@ -25,11 +24,14 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	"helm.sh/helm/v4/pkg/engine"
+	release "helm.sh/helm/v4/pkg/release/v1/util"
 )
 
 const namespace = "sgp-system"
 
 func main() {
+	// That a link is followed is what is wanted.
+	slog.SetLogLoggerLevel(slog.LevelWarn)
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -38,12 +40,14 @@ func main() {
 
 func run(arguments []string) error {
 	if len(arguments) < 2 {
-		return errors.New("usage: chart-renderer template|lint|package CHART [VALUES|FOLDER]")
+		return errors.New("usage: chart-renderer template|definitions|lint|package CHART [VALUES|FOLDER]")
 	}
 	command, chart, rest := arguments[0], arguments[1], strings.Join(arguments[2:], "")
 	switch command {
 	case "template":
 		return template(chart, rest)
+	case "definitions":
+		return definitions(chart)
 	case "lint":
 		return lintAll(chart, rest)
 	case "package":
@@ -61,8 +65,8 @@ func template(path, values string) error {
 	if err != nil {
 		return err
 	}
-	release := common.ReleaseOptions{Name: "sgp", Namespace: namespace, Revision: 1, IsInstall: true}
-	all, err := util.ToRenderValues(chart, given, release, nil)
+	options := common.ReleaseOptions{Name: "sgp", Namespace: namespace, Revision: 1, IsInstall: true}
+	all, err := util.ToRenderValues(chart, given, options, nil)
 	if err != nil {
 		return err
 	}
@@ -70,19 +74,27 @@ func template(path, values string) error {
 	if err != nil {
 		return err
 	}
-	for _, definition := range chart.CRDObjects() {
-		fmt.Printf("---\n%s\n", definition.File.Data)
+	// What is told to people is no manifest.
+	maps.DeleteFunc(rendered, func(name, _ string) bool { return strings.HasSuffix(name, ".txt") })
+	_, manifests, err := release.SortManifests(rendered, nil, release.InstallOrder)
+	if err != nil {
+		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(rendered)) {
-		if isManifest(name) {
-			fmt.Printf("---\n%s\n", rendered[name])
-		}
+	for _, manifest := range manifests {
+		fmt.Printf("---\n%s\n", manifest.Content)
 	}
 	return nil
 }
 
-func isManifest(name string) bool {
-	return strings.HasSuffix(name, ".yaml") && !strings.HasPrefix(path.Base(name), "_")
+func definitions(path string) error {
+	chart, err := loader.Load(path)
+	if err != nil {
+		return err
+	}
+	for _, definition := range chart.CRDObjects() {
+		fmt.Printf("---\n%s\n", definition.File.Data)
+	}
+	return nil
 }
 
 func lintAll(chart, values string) error {

@@ -21,6 +21,8 @@
 {{- if $values.createNamespace }}yes{{ end }}
 {{- else if eq $object.kind "NetworkPolicy" }}
 {{- if $values.networkPolicy.enabled }}yes{{ end }}
+{{- else if eq $object.metadata.name "sgp-interfaces" }}
+{{- if eq $values.backend "ec2" }}yes{{ end }}
 {{- else }}yes{{ end }}
 {{- end }}
 
