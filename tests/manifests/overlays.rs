@@ -74,9 +74,7 @@ async fn dev_is_what_a_sandbox_has_applied() {
     let before = generations(sandbox.control_plane(), &["-k", &dev]);
     assert_eq!(before.len(), render("manifests/overlays/dev").len());
 
-    let manager = "--field-manager=sgp-dev";
-    let apply = ["apply", "--server-side", manager, "-k", &dev];
-    kubectl(sandbox.control_plane(), &apply);
+    apply(sandbox.control_plane(), &["-k", &dev]);
     assert_eq!(generations(sandbox.control_plane(), &["-k", &dev]), before);
 }
 
@@ -169,6 +167,11 @@ fn webhook_command(control_plane: &ControlPlane, deployment: &Value) -> Command 
             token: Some(token.trim().to_owned().into()),
             ..AuthInfo::default()
         });
+    }
+    for context in &mut kubeconfig.contexts {
+        // Where a pod finds its own namespace.
+        let context = context.context.as_mut().unwrap();
+        context.namespace = Some("sgp-system".to_owned());
     }
     let path = control_plane.run_dir().join("webhook.kubeconfig");
     fs::write(&path, serde_json::to_vec(&kubeconfig).unwrap()).unwrap();
