@@ -42,6 +42,13 @@ fn chart_has_the_monitoring_of_the_component() {
 }
 
 #[test]
+fn chart_takes_certificates_as_the_variant_with_files_does() {
+    let values = "cluster: {name: my-cluster}\ncertificateSecret: sgp-webhook-tls\n";
+    let deployment = "Deployment sgp-system/sgp";
+    assert_eq!(template(values)[deployment], render("certs")[deployment]);
+}
+
+#[test]
 fn package_holds_all_that_the_chart_refers_to() {
     let values = documented("With Helm") + "monitoring:\n  enabled: true\n";
     let folder = TempDir::new().unwrap();

@@ -6,9 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::{
-    apply, in_repository, kubectl, render, start_control_plane, text, waiting::eventually,
-};
+use crate::{in_repository, kubectl, render, start_control_plane, text, waiting::eventually};
 
 #[test]
 fn webhook_and_allocator_share_a_socket_and_answer_their_probes() {
@@ -83,8 +81,9 @@ fn programs_understand_the_flags_of_every_overlay() {
 #[tokio::test]
 async fn replicas_run_where_only_restricted_pods_may() {
     let control_plane = start_control_plane().await;
+    // With no flag that would apply on the server's side.
     let ec2 = in_repository("manifests/overlays/ec2");
-    apply(&control_plane, &["-k", &ec2]);
+    kubectl(&control_plane, &["apply", "-k", &ec2]);
 
     // It is the controller manager who makes them, without nodes to run on.
     let pods = ["get", "pods", "--namespace=sgp-system", "--output=name"];

@@ -41,6 +41,12 @@
 {{- if ne $prefix "vpc-resource-" }}
 {{- $_ := set $flags "webhook" (list (print "--webhook-configuration=" $prefix "mutating-webhook") (print "--validating-webhook-configuration=" $prefix "validating-webhook")) }}
 {{- end }}
+{{- if $values.certificateSecret }}
+{{- /* As ../../certs/kustomization.yaml does it. */}}
+{{- $_ := set $flags "webhook" (concat $flags.webhook (list "--tls-cert=/tls/tls.crt" "--tls-key=/tls/tls.key")) }}
+{{- $_ := set $pod "volumes" (append $pod.volumes (dict "name" "tls" "secret" (dict "secretName" $values.certificateSecret "defaultMode" 0440))) }}
+{{- $_ := set $pod.securityContext "fsGroup" $pod.securityContext.runAsGroup }}
+{{- end }}
 {{- if ne $values.backend "ec2" }}
 {{- $_ := set $flags "allocator" (list (print "--eni-backend=" $values.backend)) }}
 {{- end }}
@@ -49,6 +55,9 @@
 {{- $_ := set $container "image" (print $values.image.repository ":" $values.image.tag) }}
 {{- $_ := set $container "imagePullPolicy" $values.image.pullPolicy }}
 {{- $_ := set $container "args" (concat $container.args (get $flags $container.name) $own.extraArgs) }}
+{{- if and $values.certificateSecret (eq $container.name "webhook") }}
+{{- $_ := set $container "volumeMounts" (append $container.volumeMounts (dict "name" "tls" "mountPath" "/tls" "readOnly" true)) }}
+{{- end }}
 {{- with $own.resources }}
 {{- $_ := set $container "resources" . }}
 {{- end }}
