@@ -8,7 +8,8 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::{
-    Objects, apply, binaries, in_repository, kubectl, kustomize, start_control_plane, succeeded,
+    Objects, apply, binaries, in_repository, kubectl, kustomize, render, start_control_plane,
+    succeeded, text,
 };
 
 #[test]
@@ -95,6 +96,31 @@ async fn removal_leaves_the_definitions_and_nothing_else() {
 
     run(&[definitions]);
     assert_eq!(crds(), "");
+}
+
+#[test]
+fn every_right_is_documented() {
+    let page = page();
+    let (_, section) = page.split_once("\n## Rights\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split('|').collect()).collect();
+    for (name, object) in render("manifests/overlays/ec2") {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            for resource in rule["resources"].as_array().unwrap() {
+                let resource = format!("`{}`", text(resource));
+                let verbs = rule["verbs"].as_array().unwrap().iter();
+                let verbs: Vec<_> = verbs.map(|verb| format!("`{}`", text(verb))).collect();
+                let is_documented = rows.iter().any(|row| {
+                    row[1].contains(&resource) && verbs.iter().all(|verb| row[2].contains(verb))
+                });
+                assert!(
+                    is_documented,
+                    "{name}: {verbs:?} of {resource} is in no row of Rights"
+                );
+            }
+        }
+    }
 }
 
 /// The first YAML in a section of the page.
