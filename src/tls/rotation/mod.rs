@@ -125,7 +125,7 @@ pub struct Schedule {
 impl Schedule {
     /// How long all API servers may take to learn of a changed configuration.
     pub fn grace(self) -> Duration {
-        (self.lifetime / 12).clamp(Duration::from_secs(1), Duration::from_secs(30))
+        (self.lifetime / 10).clamp(Duration::from_secs(1), Duration::from_secs(30))
     }
 
     /// When a pair is to be replaced: after two thirds of its life, or of the life that it
@@ -451,8 +451,8 @@ mod tests {
     use super::*;
 
     const LIFE: u64 = 120;
-    /// A twelfth of the lifetime.
-    const GRACE: u64 = 10;
+    /// A tenth of the lifetime.
+    const GRACE: u64 = 12;
     const SCHEDULE: Schedule = Schedule {
         lifetime: Duration::from_secs(LIFE),
     };
@@ -597,17 +597,17 @@ mod tests {
                 Some(80),
                 &[0, 80],
                 80,
-                Action::Wait(Duration::from_millis(10_001)),
+                Action::Wait(Duration::from_millis(12_001)),
             ),
             (
                 "before expiry",
                 Some(80),
                 None,
                 &[0, 80],
-                130,
+                132,
                 Action::Wait(Duration::from_millis(1)),
             ),
-            ("expired", Some(80), None, &[0, 80], 131, trust([&[80]; 4])),
+            ("expired", Some(80), None, &[0, 80], 133, trust([&[80]; 4])),
             (
                 "all expired",
                 Some(0),
@@ -638,7 +638,7 @@ mod tests {
                 Some(80),
                 &[0, 80],
                 80,
-                Action::Wait(Duration::from_millis(10_001)),
+                Action::Wait(Duration::from_millis(12_001)),
             ),
         ] {
             let mut scene = Scene::new(current, next, trusted);
@@ -791,7 +791,7 @@ mod tests {
 
     #[test]
     fn grace_goes_with_the_lifetime_within_limits() {
-        for (lifetime, grace) in [(10, 1), (24, 2), (120, 10), (90 * 24 * 60 * 60, 30)] {
+        for (lifetime, grace) in [(10, 1), (20, 2), (120, 12), (90 * 24 * 60 * 60, 30)] {
             let lifetime = Duration::from_secs(lifetime);
             assert_eq!(Schedule { lifetime }.grace(), Duration::from_secs(grace));
         }
