@@ -16,7 +16,10 @@ fn cert_manager_fills_what_the_webhook_serves_and_the_api_server_trusts() {
         .collect();
     let named = |kind: &str, name: &str| {
         let is = |it: &&Value| it["kind"] == kind && it["metadata"]["name"] == name;
-        objects.iter().find(is).unwrap_or_else(|| panic!("no {kind} {name}"))
+        objects
+            .iter()
+            .find(is)
+            .unwrap_or_else(|| panic!("no {kind} {name}"))
     };
 
     let certificate = named("Certificate", "sgp-webhook");
@@ -31,15 +34,25 @@ fn cert_manager_fills_what_the_webhook_serves_and_the_api_server_trusts() {
     let pod = &named("Deployment", "sgp")["spec"]["template"]["spec"];
     let volumes = pod["volumes"].as_array().unwrap();
     let secret = &certificate["spec"]["secretName"];
-    assert!(volumes.iter().any(|it| &it["secret"]["secretName"] == secret));
+    assert!(
+        volumes
+            .iter()
+            .any(|it| &it["secret"]["secretName"] == secret)
+    );
     let arguments = pod["containers"][0]["args"].to_string();
     for argument in ["--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key"] {
         assert!(arguments.contains(argument), "{arguments}");
     }
 
     for (kind, name) in [
-        ("MutatingWebhookConfiguration", "vpc-resource-mutating-webhook"),
-        ("ValidatingWebhookConfiguration", "vpc-resource-validating-webhook"),
+        (
+            "MutatingWebhookConfiguration",
+            "vpc-resource-mutating-webhook",
+        ),
+        (
+            "ValidatingWebhookConfiguration",
+            "vpc-resource-validating-webhook",
+        ),
     ] {
         let annotations = &named(kind, name)["metadata"]["annotations"];
         let source = &annotations["cert-manager.io/inject-ca-from"];

@@ -245,28 +245,43 @@ fn with_a_client_ca_only_its_clients_may_call_and_probes_stay_open() {
     ask("POST", "/mutate-v1-pod", &TLS13, Some(&ours)).unwrap_err();
 }
 
-#[test]
-fn client_that_speaks_tls_1_1_at_most_is_told_so() {
-    let made = Made::new(NAME);
-    let mounted = Mounted::new(&made.certificate, &made.key);
-    let webhook = Webhook::with(&mounted.file("tls.crt"), &mounted.file("tls.key"), &[]);
-
-    // A ClientHello of TLS 1.1 (RFC 4346, 7.4.1.2): its version, a random number, no session,
-    // two cipher suites, no compression.
-    let mut hello = vec![0x03, 0x02];
+/// The type of the first record that comes back for a ClientHello of this version and none
+/// later (RFC 5246, 7.4.1.2), and what is in it.
+fn answer_to_hello(webhook: &Webhook, version: [u8; 2]) -> (u8, Vec<u8>) {
+    let mut hello = version.to_vec();
+    // A random number, no session, ECDHE-ECDSA with AES, no compression.
     hello.extend([7; 32]);
-    hello.extend([0, 0, 4, 0xc0, 0x13, 0x00, 0x2f, 1, 0]);
+    hello.extend([0, 0, 4, 0xc0, 0x2b, 0xc0, 0x09, 1, 0]);
+    // P-256, uncompressed points, ECDSA with SHA-256.
+    let groups = [0, 10, 0, 4, 0, 2, 0, 23];
+    let formats = [0, 11, 0, 2, 1, 0];
+    let signatures = [0, 13, 0, 4, 0, 2, 4, 3];
+    let extensions = [&groups[..], &formats, &signatures].concat();
+    hello.extend([0, u8::try_from(extensions.len()).unwrap()]);
+    hello.extend(extensions);
     let mut handshake = vec![1, 0, 0, u8::try_from(hello.len()).unwrap()];
     handshake.extend(hello);
-    let mut record = vec![22, 0x03, 0x01, 0, u8::try_from(handshake.len()).unwrap()];
+    let mut record = vec![22, 3, 1, 0, u8::try_from(handshake.len()).unwrap()];
     record.extend(handshake);
 
     let mut socket = webhook.connect();
     socket.write_all(&record).unwrap();
-    let mut answer = Vec::new();
-    socket.read_to_end(&mut answer).unwrap();
+    let mut head = [0; 5];
+    socket.read_exact(&mut head).unwrap();
+    let mut content = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+    socket.read_exact(&mut content).unwrap();
+    (head[0], content)
+}
 
-    // An alert (21) of two bytes: fatal (2), protocol_version (70).
-    assert_eq!(answer[0], 21, "{answer:?}");
-    assert_eq!(answer[5..], [2, 70], "{answer:?}");
+#[test]
+fn client_that_speaks_tls_1_1_at_most_is_turned_away() {
+    let made = Made::new(NAME);
+    let mounted = Mounted::new(&made.certificate, &made.key);
+    let webhook = Webhook::with(&mounted.file("tls.crt"), &mounted.file("tls.key"), &[]);
+
+    // An alert (21): fatal (2), protocol_version (70).
+    assert_eq!(answer_to_hello(&webhook, [3, 2]), (21, vec![2, 70]));
+    // The same with TLS 1.2 goes on: a handshake (22) with a ServerHello (2).
+    let (kind, content) = answer_to_hello(&webhook, [3, 3]);
+    assert_eq!((kind, content[0]), (22, 2));
 }

@@ -279,9 +279,12 @@ impl World {
     fn check(&mut self) -> Result<(), TestCaseError> {
         let date = self.date();
         let is_live = |it: &&Authority| date <= it.not_after;
+        // One whose certificate has expired serves the next one before its time, for that can't
+        // make it worse.
         let ready = self.processes.iter().filter(|it| it.replica.is_trusted());
-        let served =
-            ready.filter_map(|it| Some(it.replica.in_use.as_ref()?.issued.authority.clone()));
+        let in_use = ready.filter_map(|it| it.replica.in_use.as_ref());
+        let served = in_use.filter(|it| it.was_current);
+        let served = served.map(|it| it.issued.authority.clone());
         let served: Vec<_> = served.filter(|it| is_live(&it)).collect();
         let current = self.secret.as_ref().and_then(|(_, it)| it.current.as_ref());
         let current = current.map(|it| &it.authority).filter(is_live).cloned();
