@@ -67,18 +67,36 @@ impl Default for Limits {
     }
 }
 
+/// Who answers which client.
+#[derive(Clone, Debug)]
+pub struct Routers {
+    /// For those with a certificate that was asked for, or for all.
+    pub clients: Router,
+    /// For those without a certificate, if there is a difference.
+    pub strangers: Option<Router>,
+}
+
+impl From<Router> for Routers {
+    fn from(router: Router) -> Self {
+        Self {
+            clients: router,
+            strangers: None,
+        }
+    }
+}
+
 /// Serves until `shutdown` ends, then finishes the requests that run.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    router: Router,
+    routers: impl Into<Routers>,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
     let (ending, is_ending) = watch::channel(false);
     let server = Server {
         tls: TlsAcceptor::from(tls),
-        router,
+        routers: routers.into(),
         limits,
         is_ending,
     };
@@ -127,7 +145,7 @@ pub async fn serve_plain(listener: TcpListener, router: Router, limits: Limits) 
 #[derive(Clone)]
 struct Server {
     tls: TlsAcceptor,
-    router: Router,
+    routers: Routers,
     limits: Limits,
     is_ending: watch::Receiver<bool>,
 }
@@ -160,7 +178,13 @@ impl Server {
         if !self.speaks(&mut stream, limits.header, opening).await {
             return tracing::debug!("connection without a request");
         }
-        let service = service_fn(|request| answer(self.router.clone(), request, limits.request));
+        // Who a client is, is settled with the handshake.
+        let is_known = stream.get_ref().1.peer_certificates().is_some();
+        let router = match &self.routers.strangers {
+            Some(strangers) if !is_known => strangers,
+            _ => &self.routers.clients,
+        };
+        let service = service_fn(|request| answer(router.clone(), request, limits.request));
         let stream = TokioIo::new(stream);
         let ended = if is_http2 {
             let mut builder = http2::Builder::new(TokioExecutor::new());

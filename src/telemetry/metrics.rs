@@ -27,6 +27,8 @@ pub struct Metrics {
     pub allocator: AllocatorMetrics,
     /// What the watches brought.
     pub watches: WatchMetrics,
+    /// The certificate that is served.
+    pub certificates: CertificateMetrics,
 }
 
 /// Answers to the API server.
@@ -93,6 +95,17 @@ pub struct WatchMetrics {
     invalid_policies: Gauge,
 }
 
+/// The certificate that is served.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateMetrics {
+    /// Its last instant, in seconds since 1970.
+    pub expiry: Gauge,
+    /// Changes to another one.
+    pub changes: Counter,
+    /// Failures to read or to renew it, each counted once until it is over.
+    pub failures: Counter,
+}
+
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct AnswerLabels {
     webhook: &'static str,
@@ -122,6 +135,11 @@ struct StateLabels {
 impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Self {
+        Self::with_certificates(CertificateMetrics::default())
+    }
+
+    /// All others at zero, beside those of a certificate that is there already.
+    pub fn with_certificates(certificates: CertificateMetrics) -> Self {
         let mut registry = Registry::with_prefix("sgp");
 
         let outcomes = Family::<AnswerLabels, Counter>::default();
@@ -214,12 +232,29 @@ impl Metrics {
             invalid_policies: policies.get_or_create_owned(&StateLabels { state: "invalid" }),
         };
 
+        registry.register(
+            "certificate_expiry_seconds",
+            "When the certificate that is served expires, in seconds since 1970",
+            certificates.expiry.clone(),
+        );
+        registry.register(
+            "certificate_changes",
+            "Changes of the certificate that is served",
+            certificates.changes.clone(),
+        );
+        registry.register(
+            "certificate_failures",
+            "Failures to read or renew a certificate or the client CA, each once until it is over",
+            certificates.failures.clone(),
+        );
+
         Self {
             registry,
             admission,
             lookups,
             allocator,
             watches,
+            certificates,
         }
     }
 
@@ -279,6 +314,7 @@ mod tests {
             r#"sgp_policies{state="invalid"} 1"#,
             "sgp_policy_definition_installed 0",
             "sgp_admission_unconfirmed_total 0",
+            "sgp_certificate_failures_total 0",
             r#"sgp_admission_duration_seconds_count{webhook="vpod"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
