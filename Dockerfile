@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 
-# The image of `sgp webhook` and `sgp allocator`. docs/install.md says how to build it, for which platforms, and
-# how it was checked.
+# The image of `sgp webhook` and `sgp allocator`. docs/install.md says how to build it, for which
+# platforms, and how it was checked.
 
 # Both stages are Debian 12, so that the C library is not older where the program runs than
 # where it was linked.

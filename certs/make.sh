@@ -136,11 +136,14 @@ Next, give the pair to the webhook and the CA to the API server:
   kubectl -n sgp-system create secret tls sgp-webhook-tls \\
     --cert='$folder/tls.crt' --key='$folder/tls.key'
 
-  ca=\$(base64 <'$folder/ca.crt' | tr -d '\\n')
-  kubectl patch mutatingwebhookconfiguration vpc-resource-mutating-webhook --type=json -p "[
-    {\"op\": \"add\", \"path\": \"/webhooks/0/clientConfig/caBundle\", \"value\": \"\$ca\"},
-    {\"op\": \"add\", \"path\": \"/webhooks/1/clientConfig/caBundle\", \"value\": \"\$ca\"},
-    {\"op\": \"add\", \"path\": \"/webhooks/2/clientConfig/caBundle\", \"value\": \"\$ca\"}]"
+  ca=\$(base64 <'$folder/ca.crt' | tr -d '\n')
+  for kind in mutating validating; do
+    configuration=\${kind}webhookconfiguration/vpc-resource-\$kind-webhook
+    entries=\$(kubectl get "\$configuration" -o 'jsonpath={.webhooks[*].name}' | wc -w)
+    kubectl patch "\$configuration" --type=json -p "[\$(seq 0 \$((entries - 1)) | sed \\
+      's|.*|{"op": "add", "path": "/webhooks/&/clientConfig/caBundle", "value": "'\$ca'"}|' |
+      paste -sd , -)]"
+  done
 
 certs/kustomization.yaml has the Deployment that mounts the Secret.
 END

@@ -5,6 +5,7 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use axum::Router;
@@ -13,8 +14,8 @@ use axum::http::header;
 use axum::routing::post;
 use sgp::api::names::MUTATE_POD_PATH;
 use sgp::server;
-use sgp::telemetry::metrics::ConnectionMetrics;
-use sgp::tls::ServingCertificate;
+use sgp::telemetry::metrics::{CertificateMetrics, ConnectionMetrics};
+use sgp::tls::{Pair, Serving};
 use tokio::net::TcpListener;
 
 use crate::load::Target;
@@ -29,11 +30,9 @@ pub(crate) fn serve() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let certificate = ServingCertificate::make(&["127.0.0.1".to_owned()])?;
-        let ca = certificate
-            .ca_bundle()
-            .context("made without a CA")?
-            .to_owned();
+        let (day, now) = (Duration::from_secs(24 * 60 * 60), SystemTime::now());
+        let pair = Pair::make(&["127.0.0.1".to_owned()], day, now)?;
+        let ca = pair.ca_bundle();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         print!("{}\n{ca}\n", listener.local_addr()?.port());
         io::stdout().flush()?;
@@ -45,7 +44,8 @@ pub(crate) fn serve() -> anyhow::Result<()> {
             // Whatever the end looks like, it is the end.
             let _ = tokio::task::spawn_blocking(wait).await;
         };
-        let tls = certificate.into_server_config()?;
+        let certificates = CertificateMetrics::default();
+        let tls = Serving::new(pair.serving().clone(), certificates).server_config(None);
         server::serve(
             listener,
             tls,

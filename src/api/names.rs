@@ -25,6 +25,9 @@ pub const MUTATING_WEBHOOK_CONFIGURATION: &str = "vpc-resource-mutating-webhook"
 /// The ValidatingWebhookConfiguration that registers the paths that validate.
 pub const VALIDATING_WEBHOOK_CONFIGURATION: &str = "vpc-resource-validating-webhook";
 
+/// The Secret that the webhook's replicas share their certificates in, in our namespace.
+pub const CERTIFICATE_SECRET: &str = "sgp-webhook-certificates";
+
 /// The path that mutates pods at their creation.
 pub const MUTATE_POD_PATH: &str = "/mutate-v1-pod";
 

@@ -2,24 +2,31 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
-use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
-};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use kube::Client;
+use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 
 use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
-use crate::api::names::{MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION};
+use crate::api::names::{
+    CERTIFICATE_SECRET, MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION,
+};
 use crate::policy::{
     GracePeriodPolicy, GroupsPerInterface, MissingGroupPolicy, Settings, UnsupportedPodPolicy,
 };
 use crate::server::Limits;
-use crate::tls::{ServingCertificate, ca_bundle};
-use crate::webhook::{self, Editors, Listeners};
+use crate::telemetry::metrics::CertificateMetrics;
+use crate::tls::{CertificateFiles, ClientCa, SelfManaged, Serving, WebhookConfigurations};
+use crate::webhook::{self, Editors, Identity, Listeners};
+
+/// What a certificate that is made here is for, unless the flags say something else: the
+/// Service of our manifests, and people on the same machine.
+const NAMES: [&str; 2] = ["sgp-webhook.sgp-system.svc", "localhost"];
 
 /// The longest `--shutdown-delay`: what Kubernetes lets a pod have for its end is set in
 /// seconds too, and rarely to more.
@@ -54,26 +61,54 @@ pub(super) struct WebhookArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
 
-    /// Certificate chain to serve with, as PEM
+    /// Certificate chain to serve with, as PEM; read again when it changes
     ///
-    /// Without it a CA and a certificate are made at every start, and the CA is written into
-    /// the webhook configuration; that is for one replica only.
+    /// Without it the replicas make and renew a CA and a certificate together, share them in a
+    /// Secret, and write the CA into the webhook configurations.
     #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
     tls_cert: Option<PathBuf>,
 
-    /// Private key of the certificate, as PEM
+    /// Private key of the certificate, as PEM; read again when it changes
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
     tls_key: Option<PathBuf>,
 
-    /// DNS name or IP address to make the certificate for; may be repeated
+    /// DNS name or IP address that the webhook is called by; may be repeated
+    ///
+    /// A certificate that is made is for all of them, by default for
+    /// sgp-webhook.sgp-system.svc and localhost. One from files that is for none of them is
+    /// refused.
+    #[arg(long, value_name = "NAME", value_parser = server_name, help_heading = "TLS")]
+    tls_name: Vec<ServerName<'static>>,
+
+    /// Secret to share certificates in that are made; the namespace is by default the pod's own
     #[arg(
         long,
-        value_name = "NAME",
+        value_name = "[NAMESPACE/]NAME",
+        value_parser = secret_name,
         conflicts_with = "tls_cert",
-        default_values_t = ["sgp-webhook.sgp-system.svc".to_owned(), "localhost".to_owned()],
+        default_value = CERTIFICATE_SECRET,
         help_heading = "TLS"
     )]
-    tls_name: Vec<String>,
+    certificate_secret: SecretName,
+
+    /// How long a certificate that is made is valid, such as 90d or 12h; it is renewed after
+    /// two thirds of that
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = lifetime,
+        conflicts_with = "tls_cert",
+        default_value = "90d",
+        help_heading = "TLS"
+    )]
+    certificate_lifetime: Duration,
+
+    /// CA whose clients alone may call, as PEM; anybody if not given
+    ///
+    /// Read again when it changes. /healthz and /readyz stay open, because probes present no
+    /// certificate.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    client_ca: Option<PathBuf>,
 
     /// MutatingWebhookConfiguration to write the CA into, where one is made
     #[arg(
@@ -163,10 +198,27 @@ impl WebhookArgs {
             let _ = begun.await;
         };
 
-        let certificate = self.certificate()?;
-        let ca_bundle = certificate.ca_bundle().map(str::to_owned);
-        let tls = certificate.into_server_config()?;
+        let counted = CertificateMetrics::default();
+        let files = self.certificate_files();
+        let now = SystemTime::now();
+        let from_files = files.as_ref().map(|it| it.load(now)).transpose()?;
+        let client_ca = self.client_ca.as_deref().map(ClientCa::from_file);
+        let client_ca = client_ca.transpose()?;
         let client = self.cluster.client().await?;
+        let self_managed = self.self_managed(&client);
+        let serving = match from_files {
+            Some(certificate) => {
+                let serving = Serving::new(certificate, counted.clone());
+                // Whoever wrote the files sees to that.
+                serving.set_trusted(true);
+                serving
+            }
+            None => {
+                let placeholder = self_managed.placeholder();
+                let placeholder = placeholder.context("no certificate could be made")?;
+                Serving::new(placeholder.serving().clone(), counted.clone())
+            }
+        };
         let limits = Limits {
             shutdown_delay: self.shutdown_delay,
             ..Limits::default()
@@ -179,24 +231,6 @@ impl WebhookArgs {
             },
             limits: limits.within_open_files(),
         };
-        let keep_ca_bundle = async {
-            match &ca_bundle {
-                Some(bundle) => {
-                    let mutating = ca_bundle::keep::<MutatingWebhookConfiguration>(
-                        client.clone(),
-                        &self.webhook_configuration,
-                        bundle,
-                    );
-                    let validating = ca_bundle::keep::<ValidatingWebhookConfiguration>(
-                        client.clone(),
-                        &self.validating_webhook_configuration,
-                        bundle,
-                    );
-                    tokio::join!(mutating, validating);
-                }
-                None => std::future::pending().await,
-            }
-        };
         let settings = Settings {
             grace_period: self.grace_period_policy,
             unsupported_pods: self.unsupported_pods,
@@ -206,11 +240,26 @@ impl WebhookArgs {
         let editors = Editors {
             policy_endpoints: self.policy_endpoint_user.clone(),
         };
+        let keep_certificate = async {
+            match &files {
+                Some(files) => files.follow(&serving).await,
+                None => self_managed.run(&serving).await,
+            }
+        };
+        let keep_client_ca = async {
+            match &client_ca {
+                Some(ca) => ca.follow(&counted).await,
+                None => std::future::pending().await,
+            }
+        };
         tracing::info!(address = %listeners.admission.local_addr()?, "serving");
         let webhook = webhook::run(
             client.clone(),
             listeners,
-            tls,
+            Identity {
+                serving: serving.clone(),
+                client_ca: client_ca.clone(),
+            },
             settings,
             self.allocator_socket.clone(),
             editors,
@@ -219,15 +268,36 @@ impl WebhookArgs {
         tokio::select! {
             ended = webhook => Ok(ended?),
             signal = second_signal => bail!("ended at once by a second signal, {signal}"),
-            () = keep_ca_bundle => bail!("the watch of the webhook configuration ended by itself"),
+            never = keep_certificate => match never {},
+            never = keep_client_ca => match never {},
         }
     }
 
-    fn certificate(&self) -> anyhow::Result<ServingCertificate> {
-        Ok(match (&self.tls_cert, &self.tls_key) {
-            (Some(chain), Some(key)) => ServingCertificate::from_files(chain, key)?,
-            _ => ServingCertificate::make(&self.tls_name)?,
-        })
+    fn certificate_files(&self) -> Option<CertificateFiles> {
+        let (chain, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
+        let names = self.tls_name.clone();
+        Some(CertificateFiles { chain, key, names })
+    }
+
+    fn self_managed(&self, client: &Client) -> SelfManaged {
+        let SecretName { namespace, name } = &self.certificate_secret;
+        let names = if self.tls_name.is_empty() {
+            let names = NAMES.map(|name| ServerName::try_from(name).expect("a DNS name"));
+            names.into()
+        } else {
+            self.tls_name.clone()
+        };
+        SelfManaged::new(
+            client.clone(),
+            namespace.as_deref().unwrap_or(client.default_namespace()),
+            name,
+            WebhookConfigurations {
+                mutating: self.webhook_configuration.clone(),
+                validating: self.validating_webhook_configuration.clone(),
+            },
+            names,
+            self.certificate_lifetime,
+        )
     }
 }
 
@@ -237,4 +307,46 @@ fn delay(text: &str) -> Result<Duration, String> {
     number
         .map(Duration::from_secs_f64)
         .ok_or_else(|| format!("write between 0 and {LONGEST_DELAY} seconds"))
+}
+
+#[derive(Clone, Debug)]
+struct SecretName {
+    namespace: Option<String>,
+    name: String,
+}
+
+fn secret_name(text: &str) -> Result<SecretName, String> {
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
+    if name.is_empty() || name.contains('/') || namespace == Some("") {
+        return Err("write a name, or a namespace and a name with a / between them".to_owned());
+    }
+    Ok(SecretName {
+        namespace: namespace.map(str::to_owned),
+        name: name.to_owned(),
+    })
+}
+
+fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+    let name = ServerName::try_from(text.to_owned());
+    name.map_err(|_| "neither a DNS name nor an IP address".to_owned())
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    const BOUNDS: (Duration, Duration) = (
+        Duration::from_secs(10),
+        Duration::from_secs(3_650 * 24 * 60 * 60),
+    );
+    let span: Span = text
+        .parse()
+        .map_err(|_| "no duration; write for example 90d, 12h or 20s".to_owned())?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours());
+    let duration = duration.unwrap_or(SignedDuration::ZERO);
+    let duration = Duration::try_from(duration).unwrap_or_default();
+    if !(BOUNDS.0..=BOUNDS.1).contains(&duration) {
+        return Err("write between 10s and 3650d".to_owned());
+    }
+    Ok(duration)
 }

@@ -445,6 +445,8 @@ async fn service_account_kubeconfig(control_plane: &ControlPlane) -> anyhow::Res
         .filter_map(|named| named.context.as_mut())
     {
         context.user = Some(SERVICE_ACCOUNT.into());
+        // As in a pod.
+        context.namespace = Some(NAMESPACE.into());
     }
     kubeconfig.auth_infos = vec![NamedAuthInfo {
         name: SERVICE_ACCOUNT.into(),

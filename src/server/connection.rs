@@ -73,7 +73,16 @@ impl Server {
             return tracing::debug!("connection without a request");
         }
         let seat = place.seat();
-        let service = service_fn(|request| self.clone().answer(seat.clone(), request));
+        // Who a client is, is settled with the handshake.
+        let is_known = stream.get_ref().1.peer_certificates().is_some();
+        let router = match &self.routers.strangers {
+            Some(strangers) if !is_known => strangers,
+            _ => &self.routers.clients,
+        };
+        let service = service_fn(|request| {
+            let (server, router, seat) = (self.clone(), router.clone(), seat.clone());
+            server.answer(router, seat, request)
+        });
         let stream = TokioIo::new(stream);
         // For all that a request may take.
         let grace = limits.request + limits.send;

@@ -53,7 +53,7 @@ const LAST_LOOKS: Duration = Duration::from_millis(500);
 /// What every connection of a server needs.
 struct Server {
     tls: TlsAcceptor,
-    router: Router,
+    routers: Routers,
     limits: Limits,
     places: Arc<Places>,
     /// For the bodies of all requests.
@@ -61,12 +61,30 @@ struct Server {
     end: End,
 }
 
+/// Who answers which client.
+#[derive(Clone, Debug)]
+pub struct Routers {
+    /// For those with a certificate that was asked for, or for all.
+    pub clients: Router,
+    /// For those without a certificate, if there is a difference.
+    pub strangers: Option<Router>,
+}
+
+impl From<Router> for Routers {
+    fn from(router: Router) -> Self {
+        Self {
+            clients: router,
+            strangers: None,
+        }
+    }
+}
+
 /// Serves until `shutdown` ends and a while longer, so that clients can learn of it, then
 /// finishes the requests that run.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    router: Router,
+    routers: impl Into<Routers>,
     limits: Limits,
     metrics: ConnectionMetrics,
     shutdown: impl Future<Output = ()>,
@@ -75,7 +93,7 @@ pub async fn serve(
     let places = Places::new(&limits, metrics);
     let server = Arc::new(Server {
         tls: TlsAcceptor::from(tls),
-        router,
+        routers: routers.into(),
         limits,
         places: places.clone(),
         memory: Memory::new(limits.all_bodies_bytes),

@@ -27,6 +27,7 @@ impl Server {
     /// The answer to a request of the connection in this seat.
     pub(super) async fn answer(
         self: Arc<Self>,
+        router: Router,
         seat: Arc<Seat>,
         request: Request<Incoming>,
     ) -> Result<Response<Answer>, Infallible> {
@@ -38,7 +39,7 @@ impl Server {
             Ok(Ok((body, held))) => {
                 let request = Request::from_parts(parts, Body::from(body));
                 let limit = self.limits.request;
-                (route(self.router.clone(), request, limit).await, held)
+                (route(router, request, limit).await, held)
             }
             Ok(Err(unread)) => (refuse(&unread), None),
             Err(_) => (refuse(&Unread::TooSlow), None),

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub watches: WatchMetrics,
     /// Connections of the server of admission requests.
     pub connections: ConnectionMetrics,
+    /// The certificate that is served.
+    pub certificates: CertificateMetrics,
 }
 
 /// Answers to the API server.
@@ -106,6 +108,17 @@ pub struct WatchMetrics {
     invalid_policies: Gauge,
 }
 
+/// The certificate that is served.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateMetrics {
+    /// Its last instant, in seconds since 1970.
+    pub expiry: Gauge,
+    /// Changes to another one.
+    pub changes: Counter,
+    /// Failures to read or to renew it, each counted once until it is over.
+    pub failures: Counter,
+}
+
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct AnswerLabels {
     webhook: &'static str,
@@ -135,6 +148,11 @@ struct StateLabels {
 impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Self {
+        Self::with_certificates(CertificateMetrics::default())
+    }
+
+    /// All others at zero, beside those of a certificate that is there already.
+    pub fn with_certificates(certificates: CertificateMetrics) -> Self {
         let mut registry = Registry::with_prefix("sgp");
 
         let outcomes = Family::<AnswerLabels, Counter>::default();
@@ -227,6 +245,21 @@ impl Metrics {
             invalid_policies: policies.get_or_create_owned(&StateLabels { state: "invalid" }),
         };
 
+        registry.register(
+            "certificate_expiry_seconds",
+            "When the certificate that is served expires, in seconds since 1970",
+            certificates.expiry.clone(),
+        );
+        registry.register(
+            "certificate_changes",
+            "Changes of the certificate that is served",
+            certificates.changes.clone(),
+        );
+        registry.register(
+            "certificate_failures",
+            "Failures to read or renew a certificate or the client CA, each once until it is over",
+            certificates.failures.clone(),
+        );
         let connections = ConnectionMetrics::default();
         registry.register(
             "connections",
@@ -251,6 +284,7 @@ impl Metrics {
             allocator,
             watches,
             connections,
+            certificates,
         }
     }
 
@@ -313,6 +347,7 @@ mod tests {
             "sgp_connections 0",
             "sgp_connections_evicted_total 0",
             "sgp_connections_refused_total 0",
+            "sgp_certificate_failures_total 0",
             r#"sgp_admission_duration_seconds_count{webhook="vpod"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

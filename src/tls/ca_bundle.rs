@@ -1,115 +1,148 @@
-//! Writes the CA that clients have to trust into the webhook configuration, and keeps it
-//! there when somebody applies the configuration anew.
+//! The CAs in a webhook configuration: reading them, and the patch that changes them.
 
-use std::time::Duration;
-
-use futures::{StreamExt, pin_mut};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, TestOperation};
-use k8s_openapi::ByteString;
-use kube::api::{Api, DynamicObject, PatchParams};
-use kube::core::ApiResource;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-/// Keeps `ca_bundle` (PEM) in every entry of the webhook configuration `name`, which is of
-/// kind `K`, also one that is created later. Never ends by itself.
-///
-/// Only one process can do this for a configuration; another with a CA of its own would
-/// write over it.
-pub async fn keep<K: Resource<DynamicType = ()>>(
-    client: kube::Client,
-    name: &str,
-    ca_bundle: &str,
-) {
-    let api = Api::<DynamicObject>::all_with(client, &ApiResource::erase::<K>(&()));
-    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let events = watcher(api.clone(), only)
-        .default_backoff()
-        .applied_objects();
-    pin_mut!(events);
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(configuration) => write_until_done(&api, &configuration, ca_bundle).await,
-            Err(error) => {
-                tracing::warn!(configuration = name, %error, "watch failed, starting it again");
-            }
-        }
-    }
-}
+use super::rotation::{Authority, Configuration};
 
-async fn write_until_done(api: &Api<DynamicObject>, seen: &DynamicObject, ca_bundle: &str) {
-    let Some(patch) = patch(&seen.data, ca_bundle) else {
-        return;
+/// Characters in a line of PEM.
+const LINE: usize = 64;
+
+/// What a configuration trusts.
+pub(super) fn read(configuration: &DynamicObject) -> Configuration {
+    let webhooks = configuration.data["webhooks"].as_array();
+    let trusted = |webhook: &Value| -> Vec<Authority> {
+        let bundle = webhook["clientConfig"]["caBundle"].as_str();
+        let pem = bundle.and_then(|bundle| STANDARD.decode(bundle).ok());
+        let pem = pem.unwrap_or_default();
+        // The API server takes no bundle that it can't read.
+        let certificates = CertificateDer::pem_slice_iter(&pem).flatten();
+        certificates.map(|it| Authority::read(&it)).collect()
     };
-    let name = seen.name_any();
-    let patch = kube::api::Patch::Json::<()>(patch);
-    let parameters = PatchParams::default();
-    let write = || api.patch(&name, &parameters, &patch);
-    let retry = backon::ExponentialBuilder::default().with_max_delay(Duration::from_secs(5));
-    let written = backon::Retryable::retry(write, retry.with_max_times(5)).await;
-    match written {
-        Ok(_) => tracing::info!(configuration = name, "CA bundle written"),
-        // Somebody changed the entries meanwhile; the watch brings the new ones.
-        Err(error) => tracing::warn!(configuration = name, %error, "CA bundle not written"),
+    Configuration {
+        version: configuration.resource_version().unwrap_or_default(),
+        entries: webhooks.into_iter().flatten().map(trusted).collect(),
     }
 }
 
-/// The patch that is needed, if any.
-fn patch(configuration: &Value, ca_bundle: &str) -> Option<Patch> {
-    let wanted = json!(ByteString(ca_bundle.as_bytes().to_vec()));
-    let webhooks = configuration["webhooks"].as_array().into_iter().flatten();
-    let outdated = webhooks
-        .enumerate()
-        .filter(|(_, webhook)| webhook["clientConfig"]["caBundle"] != wanted);
-    let operations: Vec<_> = outdated
-        .flat_map(|(index, webhook)| {
-            let index = index.to_string();
-            let path = |rest: &[&str]| {
-                PointerBuf::from_tokens(["webhooks", &index].iter().chain(rest).copied())
-            };
-            [
-                // Entries are known by name; their places may have changed meanwhile.
-                PatchOperation::Test(TestOperation {
-                    path: path(&["name"]),
-                    value: webhook["name"].clone(),
-                }),
-                PatchOperation::Add(AddOperation {
-                    path: path(&["clientConfig", "caBundle"]),
-                    value: wanted.clone(),
-                }),
-            ]
-        })
-        .collect();
-    (!operations.is_empty()).then_some(Patch(operations))
+/// Puts these CAs into the entries, which are in the order of [`read`], provided that the
+/// configuration is as it was read.
+pub(super) fn patch(configuration: &DynamicObject, bundles: &[Vec<Authority>]) -> Patch {
+    let before = read(configuration);
+    let test = |path: &[&str], value| {
+        let path = PointerBuf::from_tokens(path.iter().copied());
+        PatchOperation::Test(TestOperation { path, value })
+    };
+    let version = json!(configuration.resource_version());
+    let mut operations = vec![test(&["metadata", "resourceVersion"], version)];
+    for (index, bundle) in bundles.iter().enumerate() {
+        if before.entries.get(index) == Some(bundle) {
+            continue;
+        }
+        let name = configuration.data["webhooks"][index]["name"].clone();
+        let index = index.to_string();
+        operations.push(test(&["webhooks", &index, "name"], name));
+        operations.push(PatchOperation::Add(AddOperation {
+            path: PointerBuf::from_tokens(["webhooks", &index, "clientConfig", "caBundle"]),
+            value: json!(STANDARD.encode(pem(bundle))),
+        }));
+    }
+    Patch(operations)
+}
+
+fn pem(bundle: &[Authority]) -> String {
+    let mut pem = String::new();
+    for authority in bundle {
+        let body = STANDARD.encode(authority.der());
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        let mut rest = body.as_str();
+        while !rest.is_empty() {
+            // Base64 is ASCII.
+            let (line, after) = rest.split_at(LINE.min(rest.len()));
+            pem.push_str(line);
+            pem.push('\n');
+            rest = after;
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+    }
+    pem
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::Pair;
+    use std::time::{Duration, SystemTime};
+
+    fn authority() -> Authority {
+        let lifetime = Duration::from_secs(60);
+        let pair = Pair::make(&["localhost".to_owned()], lifetime, SystemTime::now()).unwrap();
+        pair.issued(&[]).authority
+    }
+
+    fn configuration(bundles: &[Option<String>]) -> DynamicObject {
+        let entries = bundles.iter().enumerate().map(|(index, bundle)| {
+            let mut client = json!({"url": "https://webhook"});
+            if let Some(bundle) = bundle {
+                client["caBundle"] = json!(STANDARD.encode(bundle));
+            }
+            json!({"name": format!("entry-{index}"), "clientConfig": client})
+        });
+        let entries: Vec<_> = entries.collect();
+        serde_json::from_value(json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": "webhooks", "resourceVersion": "7"},
+            "webhooks": entries
+        }))
+        .unwrap()
+    }
 
     #[test]
-    fn only_entries_with_another_bundle_are_patched() {
-        let mut json = json!({
-            "metadata": {"name": "webhooks"},
-            "webhooks": [
-                {"name": "a", "clientConfig": {"url": "https://a"}},
-                {"name": "b", "clientConfig": {"url": "https://b", "caBundle": "b2xk"}},
-                {"name": "c", "clientConfig": {"url": "https://c", "caBundle": "bmV3"}}
-            ]
-        });
-        let needed = patch(&json, "new").unwrap();
+    fn entries_get_the_bundles_that_they_lack_and_no_other_is_touched() {
+        let (old, new) = (authority(), authority());
+        let both = vec![old.clone(), new.clone()];
+        let before = configuration(&[
+            None,
+            Some(pem(std::slice::from_ref(&old))),
+            Some(pem(&both)),
+        ]);
         assert_eq!(
-            needed.0.len(),
-            4,
-            "a test and an addition for each of two entries"
+            read(&before).entries,
+            [vec![], vec![old.clone()], both.clone()]
+        );
+        let wanted = vec![both.clone(), both.clone(), both.clone()];
+
+        let patch = patch(&before, &wanted);
+
+        assert_eq!(
+            patch.0.len(),
+            5,
+            "the version, and a name and a bundle of two"
+        );
+        let mut json = serde_json::to_value(&before).unwrap();
+        json_patch::patch(&mut json, &patch).unwrap();
+        let after: DynamicObject = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(read(&after).entries, wanted);
+        assert_eq!(
+            after.data["webhooks"][0]["clientConfig"]["url"],
+            "https://webhook"
         );
 
-        json_patch::patch(&mut json, &needed).unwrap();
-        for webhook in json["webhooks"].as_array().unwrap() {
-            assert_eq!(webhook["clientConfig"]["caBundle"], "bmV3");
-        }
-        assert!(patch(&json, "new").is_none());
+        json["metadata"]["resourceVersion"] = json!("8");
+        json_patch::patch(&mut json, &patch).unwrap_err();
+    }
+
+    #[test]
+    fn bundle_that_is_no_pem_counts_as_none() {
+        let broken = configuration(&[Some("nonsense".into())]);
+        assert_eq!(read(&broken).entries, [vec![]]);
     }
 }

@@ -29,7 +29,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kube::Client;
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
 use self::allocator::Allocator;
@@ -37,8 +36,9 @@ use self::cluster::Cluster;
 use crate::api::endpoint::Endpoint;
 use crate::api::names::ENFORCED;
 use crate::policy::Settings;
-use crate::server::{self, Limits};
+use crate::server::{self, Limits, Routers};
 use crate::telemetry::metrics::{self, Metrics};
+use crate::tls::{ClientCa, Serving};
 
 /// The state that all requests share.
 pub struct Webhook {
@@ -47,7 +47,17 @@ pub struct Webhook {
     allocator: Option<Allocator>,
     editors: Editors,
     metrics: Metrics,
+    serving: Option<Serving>,
     draining: AtomicBool,
+}
+
+/// How clients and the webhook know each other.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The webhook's certificate.
+    pub serving: Serving,
+    /// Who may call; anybody if not given.
+    pub client_ca: Option<ClientCa>,
 }
 
 /// Where the webhook listens, and within which limits.
@@ -83,16 +93,24 @@ pub struct Ended(&'static str);
 pub async fn run(
     client: Client,
     listeners: Listeners,
-    tls: Arc<ServerConfig>,
+    identity: Identity,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
     editors: Editors,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
+    let Identity { serving, client_ca } = identity;
+    let tls = serving.server_config(client_ca.as_ref());
+    let metrics = Metrics::with_certificates(serving.metrics().clone());
     let webhook = Arc::new(Webhook {
         editors,
-        ..Webhook::new(client.clone(), settings, allocator_socket)
+        serving: Some(serving),
+        ..Webhook::with_metrics(client.clone(), settings, allocator_socket, metrics)
     });
+    let routers = Routers {
+        clients: router(webhook.clone()),
+        strangers: client_ca.map(|_| strangers(webhook.clone())),
+    };
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -102,7 +120,7 @@ pub async fn run(
     let admission = server::serve(
         listeners.admission,
         tls,
-        router(webhook.clone()),
+        routers,
         listeners.limits,
         webhook.metrics.connections.clone(),
         shutdown,
@@ -115,8 +133,17 @@ pub async fn run(
 }
 
 impl Webhook {
+    #[cfg(test)]
     fn new(client: Client, settings: Settings, allocator_socket: Option<PathBuf>) -> Self {
-        let metrics = Metrics::new();
+        Self::with_metrics(client, settings, allocator_socket, Metrics::new())
+    }
+
+    fn with_metrics(
+        client: Client,
+        settings: Settings,
+        allocator_socket: Option<PathBuf>,
+        metrics: Metrics,
+    ) -> Self {
         let allocator =
             allocator_socket.map(|socket| Allocator::new(socket, metrics.allocator.clone()));
         let cluster = Cluster::new(client, &metrics.lookups, metrics.watches.clone());
@@ -126,6 +153,7 @@ impl Webhook {
             allocator,
             editors: Editors::default(),
             metrics,
+            serving: None,
             draining: AtomicBool::new(false),
         }
     }
@@ -157,21 +185,41 @@ fn router(webhook: Arc<Webhook>) -> Router {
             Endpoint::ValidateNetwork.path(),
             post(networks::validate_network),
         )
+        .merge(probes(webhook.clone()))
+        .with_state(webhook)
+}
+
+fn probes<S: Clone + Send + Sync + 'static>(webhook: Arc<Webhook>) -> Router<S> {
+    Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(ready))
         .with_state(webhook)
 }
 
-/// Ready once every watch has brought its first full list, and until the shutdown begins.
+/// What callers without a certificate get, where one is asked for.
+fn strangers(webhook: Arc<Webhook>) -> Router {
+    probes(webhook).fallback(async || (StatusCode::UNAUTHORIZED, UNAUTHORIZED))
+}
+
+const UNAUTHORIZED: &str = "this webhook answers only callers with a client certificate of the \
+    CA in --client-ca; give the API server one for it, in a kubeconfig that its \
+    AdmissionConfiguration names";
+
+/// Ready once every watch has brought its first full list and the certificate is trusted, and
+/// until the shutdown begins.
 async fn ready(State(webhook): State<Arc<Webhook>>) -> Response {
     if webhook.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down").into_response();
     }
     let waiting = webhook.cluster.out_of_sync();
-    if waiting.is_empty() {
+    let message = if !waiting.is_empty() {
+        format!("waiting for the first list of {}", waiting.join(", "))
+    } else if webhook.serving.as_ref().is_some_and(|it| !it.is_trusted()) {
+        "waiting for a certificate whose CA is in every entry of the webhook configurations"
+            .to_owned()
+    } else {
         return "ok".into_response();
-    }
-    let message = format!("waiting for the first list of {}", waiting.join(", "));
+    };
     (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
 }
 

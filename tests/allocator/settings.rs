@@ -1,12 +1,15 @@
 //! What an operator can set, and what the metrics show of it.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use sgp::api::CNINode;
 use tempfile::NamedTempFile;
@@ -94,6 +97,10 @@ async fn beside_the_controller_of_eks_it_answers_and_changes_nothing() {
     let mut stage = Stage::start(Setting::default()).await;
     let allocator = stage.sandbox_mut().allocator().unwrap();
     allocator.process().stop(Duration::from_secs(5)).unwrap();
+    // The overlay for EKS has no such role.
+    let bindings = Api::<ClusterRoleBinding>::all(stage.client());
+    let default = DeleteParams::default();
+    bindings.delete("sgp-interfaces", &default).await.unwrap();
     let arguments = ["--eni-backend=eks"];
     let eks = stage.sandbox().spawn_allocator("eks", &arguments);
     let mut eks = eks.unwrap();
@@ -117,6 +124,8 @@ async fn beside_the_controller_of_eks_it_answers_and_changes_nothing() {
     assert!(calls.keys().all(|call| is_harmless(&call)), "{calls:?}");
     let cni_nodes = Api::<CNINode>::all(stage.client());
     assert!(cni_nodes.get_opt(&node.name).await.unwrap().is_none());
+    let log = fs::read_to_string(eks.process().log_path()).unwrap();
+    assert!(!log.contains("forbidden"), "{log}");
 }
 
 /// The JSON that an allocator answers on its socket.

@@ -11,7 +11,8 @@ use serde_json::json;
 
 use crate::stage::{Setting, Stage, eventually};
 
-const ROLE: &str = "sgp-allocator";
+/// What lets it write what has become of interfaces.
+const ROLE: &str = "sgp-interfaces";
 /// From the end of a fault to the last pod's annotation.
 const RECOVERY: Duration = Duration::from_secs(5);
 

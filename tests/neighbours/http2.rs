@@ -1,15 +1,15 @@
 //! What can be done with HTTP/2 alone.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::join_all;
 use http_body_util::BodyExt;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sgp::server::{Limits, serve};
-use sgp::telemetry::metrics::ConnectionMetrics;
-use sgp::tls::ServingCertificate;
+use sgp::telemetry::metrics::{CertificateMetrics, ConnectionMetrics};
+use sgp::tls::{Pair, Serving};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -142,9 +142,11 @@ async fn connection_that_takes_its_answers_stays() {
         send: Duration::from_secs(1),
         ..Limits::default()
     };
-    let certificate = ServingCertificate::make(&["127.0.0.1".to_owned()]).unwrap();
-    let ca = certificate.ca_bundle().expect("one was made").to_owned();
-    let tls_config = certificate.into_server_config().unwrap();
+    let (day, now) = (Duration::from_secs(24 * 60 * 60), SystemTime::now());
+    let pair = Pair::make(&["127.0.0.1".to_owned()], day, now).unwrap();
+    let ca = pair.ca_bundle();
+    let serving = Serving::new(pair.serving().clone(), CertificateMetrics::default());
+    let tls_config = serving.server_config(None);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let answer = axum::routing::get(async || "an answer that is longer than nothing at all");

@@ -1,39 +1,17 @@
 //! `certs/make.sh` makes what `sgp webhook --tls-cert --tls-key` serves with.
 
-#[path = "support/waiting.rs"]
-mod waiting;
-
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 use std::{env, fs};
 
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::version::{TLS12, TLS13};
-use rustls::{
-    ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, Stream,
-    SupportedProtocolVersion,
-};
-
+use rustls::RootCertStore;
+use rustls::version::TLS13;
 use serde_json::json;
-use sgp::dev::control_plane::{Binaries, ControlPlane, Options, Process, ProcessGroup, free_port};
-use waiting::eventually;
+use sgp::dev::control_plane::{ControlPlane, Options};
 
-/// The name that the API server calls the webhook by.
-const NAME: &str = "sgp-webhook.sgp-system.svc";
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-const TLS_VERSIONS: [(&SupportedProtocolVersion, ProtocolVersion); 2] = [
-    (&TLS12, ProtocolVersion::TLSv1_2),
-    (&TLS13, ProtocolVersion::TLSv1_3),
-];
+use crate::server::{Files, NAME, TLS_VERSIONS, Webhook, binaries, make_sh, succeeded};
+use crate::waiting::eventually;
 
 #[test]
 fn client_that_trusts_the_ca_is_served_over_tls_1_2_and_1_3() {
@@ -119,10 +97,14 @@ fn key_of_another_certificate_ends_the_webhook_with_a_message() {
 
     assert_eq!(status.code(), Some(1));
     let log = webhook.process.last_log_lines();
-    assert!(
-        log.contains("error: the certificate can't be served with its key"),
-        "{log}"
+    let (certificate, key) = (files.path("tls.crt"), other.path("tls.key"));
+    let message = format!(
+        "error: certificate {}: the private key in {} is another certificate's; give the one \
+         that it was made with",
+        certificate.display(),
+        key.display()
     );
+    assert!(log.contains(&message), "{log}");
 }
 
 #[test]
@@ -178,7 +160,11 @@ async fn printed_commands_bring_the_files_into_a_cluster() {
         .await
         .unwrap_or_else(|error| panic!("{error}"));
     let kubectl = |arguments: &[&str]| succeeded(control_plane.kubectl().args(arguments));
-    for manifest in ["namespace.yaml", "mutating-webhook.yaml"] {
+    for manifest in [
+        "namespace.yaml",
+        "mutating-webhook.yaml",
+        "validating-webhook.yaml",
+    ] {
         let path = format!("{}/manifests/base/{manifest}", env!("CARGO_MANIFEST_DIR"));
         kubectl(&["apply", "--server-side", "-f", &path]);
     }
@@ -212,154 +198,21 @@ async fn printed_commands_bring_the_files_into_a_cluster() {
         use base64::Engine;
         base64::engine::general_purpose::STANDARD.encode(fs::read(files.path(file)).unwrap())
     };
-    let configuration = get(&[
-        "mutatingwebhookconfiguration",
-        "vpc-resource-mutating-webhook",
-    ]);
-    let webhooks = configuration["webhooks"].as_array().unwrap();
-    assert_eq!(webhooks.len(), 3);
-    for webhook in webhooks {
-        assert_eq!(webhook["clientConfig"]["caBundle"], base64("ca.crt"));
+    for kind in ["mutating", "validating"] {
+        let configuration = get(&[
+            &format!("{kind}webhookconfiguration"),
+            &format!("vpc-resource-{kind}-webhook"),
+        ]);
+        let webhooks = configuration["webhooks"].as_array().unwrap();
+        assert!(webhooks.len() >= 3, "{kind}");
+        for webhook in webhooks {
+            let bundle = &webhook["clientConfig"]["caBundle"];
+            assert_eq!(bundle, &json!(base64("ca.crt")), "{}", webhook["name"]);
+        }
     }
     let secret = get(&["secret", "--namespace=sgp-system", "sgp-webhook-tls"]);
     assert_eq!(secret["type"], "kubernetes.io/tls");
     for file in ["tls.crt", "tls.key"] {
         assert_eq!(secret["data"][file], base64(file));
     }
-}
-
-/// What one run of the script made.
-struct Files {
-    folder: tempfile::TempDir,
-    /// What the script printed.
-    told: String,
-}
-
-impl Files {
-    fn made(names: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let output = make_sh(&[&[folder.path().to_str().unwrap()], names].concat());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "certs/make.sh failed:\n{errors}");
-        let told = String::from_utf8(output.stdout).unwrap();
-        Self { folder, told }
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.folder.path().join(file)
-    }
-
-    fn trusted(&self) -> RootCertStore {
-        let mut trusted = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(self.path("ca.crt")).unwrap();
-        trusted.add(ca).unwrap();
-        trusted
-    }
-}
-
-fn make_sh(arguments: &[&str]) -> Output {
-    let openssl = Command::new("openssl").arg("version").output();
-    if matches!(&openssl, Err(error) if error.kind() == ErrorKind::NotFound) {
-        panic!(
-            "there is no `openssl` on the PATH: install the package openssl, because \
-             certs/make.sh makes certificates with it"
-        );
-    }
-    Command::new("sh")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/certs/make.sh"))
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
-/// A webhook without a cluster: its kubeconfig leads to a port on which nothing listens.
-struct Webhook {
-    process: Process,
-    port: u16,
-    _group: ProcessGroup,
-}
-
-impl Webhook {
-    fn serving(certificate: &Files, key: &Files) -> Self {
-        let group = ProcessGroup::new(&env::temp_dir(), "sgp-certificates-", None).unwrap();
-        let kubeconfig = group.folder().join("kubeconfig");
-        let server = format!("https://127.0.0.1:{}", free_port().unwrap());
-        let content = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "nowhere",
-            "contexts": [{"name": "nowhere", "context": {"cluster": "nowhere", "user": "nobody"}}],
-            // Any CA, so that it needs none of this machine's.
-            "clusters": [{"name": "nowhere", "cluster": {
-                "server": server,
-                "certificate-authority": certificate.path("ca.crt"),
-            }}],
-            "users": [{"name": "nobody", "user": {}}],
-        });
-        fs::write(&kubeconfig, content.to_string()).unwrap();
-
-        let port = free_port().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sgp"));
-        command
-            .args(["webhook", &format!("--listen=127.0.0.1:{port}")])
-            .arg("--tls-cert")
-            .arg(certificate.path("tls.crt"))
-            .arg("--tls-key")
-            .arg(key.path("tls.key"))
-            .arg("--kubeconfig")
-            .arg(kubeconfig);
-        let process = group.spawn("webhook", command).unwrap();
-        Self {
-            process,
-            port,
-            _group: group,
-        }
-    }
-
-    /// The status line of the answer and the TLS version that it came over.
-    fn get(
-        &self,
-        path: &str,
-        name: &str,
-        versions: &[&'static SupportedProtocolVersion],
-        trusted: RootCertStore,
-    ) -> io::Result<(String, ProtocolVersion)> {
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(trusted)
-            .with_no_client_auth();
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let mut connection = ClientConnection::new(Arc::new(config), name.clone()).unwrap();
-        let mut socket = self.connect();
-        let mut stream = Stream::new(&mut connection, &mut socket);
-        let host = name.to_str();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let status = answer.lines().next().unwrap_or_default().to_owned();
-        Ok((status, connection.protocol_version().unwrap()))
-    }
-
-    fn connect(&self) -> TcpStream {
-        let socket = eventually("the webhook to listen", || {
-            TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()
-        });
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket
-    }
-}
-
-fn binaries() -> Binaries {
-    Binaries::find_or_build().unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn succeeded(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}:\n{errors}");
-    String::from_utf8(output.stdout).unwrap()
 }
