@@ -45,6 +45,8 @@ pub struct Webhook {
     cluster: Cluster,
     settings: Settings,
     allocator: Option<Allocator>,
+    /// Who may write the annotations of pods' interfaces, besides EKS's own controller.
+    allocator_users: Vec<String>,
     editors: Editors,
     metrics: Metrics,
     serving: Option<Serving>,
@@ -83,7 +85,8 @@ pub struct Ended(&'static str);
 
 /// Runs the webhook until `shutdown` ends and the running requests are answered.
 ///
-/// The allocator is asked where `allocator_socket` says, or not at all.
+/// The allocator is asked where `allocator_socket` says, or not at all. It is one of
+/// `allocator_users` to the API server.
 ///
 /// # Errors
 ///
@@ -94,6 +97,7 @@ pub async fn run(
     identity: Identity,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
+    allocator_users: Vec<String>,
     editors: Editors,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
@@ -101,6 +105,7 @@ pub async fn run(
     let tls = serving.server_config(client_ca.as_ref());
     let metrics = Metrics::with_certificates(serving.metrics().clone());
     let webhook = Arc::new(Webhook {
+        allocator_users,
         editors,
         serving: Some(serving),
         ..Webhook::with_metrics(client.clone(), settings, allocator_socket, metrics)
@@ -147,6 +152,7 @@ impl Webhook {
             cluster,
             settings,
             allocator,
+            allocator_users: Vec::new(),
             editors: Editors::default(),
             metrics,
             serving: None,

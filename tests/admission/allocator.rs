@@ -219,7 +219,7 @@ fn creator_is_told_which_groups_are_missing_and_that_no_interface_is_free() {
     assert!(requests_interface(&told.json()), "it waits for its groups");
 
     let fargate = json!({"labels": {"app": "web", "eks.amazonaws.com/fargate-profile": "a"}});
-    let fargate = pod(fargate, json!({}));
+    let fargate = pod(fargate, json!({"schedulerName": "fargate-scheduler"}));
     let told = warned(&namespace, &fargate, &[IS_MISSING, IS_ELSEWHERE]).json();
     let groups = [GROUP, MISSING, ELSEWHERE].join(",");
     assert_eq!(told["metadata"]["annotations"][FARGATE_GROUPS], groups);

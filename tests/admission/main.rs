@@ -8,12 +8,18 @@ mod documented;
 mod waiting;
 
 mod allocator;
+mod annotation_guard;
 mod calls;
 mod cluster;
 mod definition;
+mod final_check;
+mod forced_deletion;
 mod https;
+mod match_conditions;
 mod mutation;
+mod neighbour;
 mod networks;
+mod node_guard;
 mod policies;
 mod protocol;
 mod recorder;
