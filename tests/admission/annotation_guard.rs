@@ -5,19 +5,14 @@ use serde_json::{Value, json};
 use crate::cluster::{
     DEFAULT, FARGATE_GROUPS, Namespace, Output, POD_ENI, STRICT, empower, kubectl, node, pod,
 };
+use crate::documented::block;
 
 const ALLOCATOR: &str = "--as=system:serviceaccount:sgp-system:sgp";
 
-const WHY: &str = "the VPC CNI plugin takes the pod's interface from it, and only the allocator \
-    knows which that is";
-
 /// What is said to whoever may not do this with the pod's interface.
 fn may_not(act: &str) -> String {
-    format!(
-        "denied the request: pod \"web\": user \"admin\" may not {act} the annotation {POD_ENI}: \
-         {WHY}. Leave it as it is; for another interface create the pod anew. If the allocator \
-         runs as this user, say so to the webhook with --allocator-user"
-    )
+    let text = block("webhook.md", "annotations_that_others_write")[0].clone();
+    text.replace("may not set", &format!("may not {act}"))
 }
 
 #[track_caller]
@@ -81,30 +76,21 @@ fn interface_of_a_pod_is_the_allocators_to_write() {
     }
 }
 
-#[test]
-fn groups_of_a_fargate_pod_are_not_changed_afterwards() {
+pub fn others_write(texts: &[String]) {
+    let [interface, groups, new] = texts else {
+        panic!("three texts");
+    };
     let namespace = with_pod();
-    let refused = annotate(&namespace, &[&format!("{FARGATE_GROUPS}=sg-99999999")]);
-    assert_refused(
-        &refused,
-        "denied the request: pod \"web\": user \"admin\" may not set the annotation \
-         fargate.amazonaws.com/pod-sg: Fargate takes the pod's security groups from it, which \
-         follow from the SecurityGroupPolicies at its creation. Leave it as it is; for other \
-         groups change the policies and create the pod anew. If the allocator runs as this user, \
-         say so to the webhook with --allocator-user",
-    );
-}
+    let by_admin = |name: &str| annotate(&namespace, &[&format!("{name}=a")]);
+    assert_refused(&by_admin(POD_ENI), interface);
+    assert_refused(&by_admin(FARGATE_GROUPS), groups);
 
-#[test]
-fn new_pod_brings_no_interface_along() {
     let namespace = Namespace::new();
     let metadata = json!({"annotations": {POD_ENI: "[]"}});
     let brings = pod(metadata, json!({}));
     let message = format!(
         "Error from server (Forbidden): error when creating \"STDIN\": admission webhook \
-         \"vpod-enforced.vpc.k8s.aws\" denied the request: pod \"web\": user \"admin\" may not \
-         bring along the annotation {POD_ENI}: {WHY}. Leave it out of the pod or its template; the \
-         allocator writes it once the pod is on a node\n"
+         \"vpod-enforced.vpc.k8s.aws\" denied the request: {new}\n"
     );
     for refused in [namespace.dry_run(&brings), namespace.apply(&brings)] {
         assert!(!refused.success);
@@ -115,9 +101,9 @@ fn new_pod_brings_no_interface_along() {
 #[test]
 fn there_is_no_way_around_the_guard() {
     let namespace = with_pod();
-    let annotations = json!({"metadata": {"annotations": {POD_ENI: "[]"}}});
+    let annotations = json!({"metadata": {"annotations": {POD_ENI: "[]"}}}).to_string();
     let status = ["patch", "pod", "web", "--subresource=status", "--patch"];
-    let by_status = [&status[..], &[&annotations.to_string()]].concat();
+    let by_status = [&status[..], &[annotations.as_str()]].concat();
     assert_refused(&namespace.kubectl(&by_status), &may_not("set"));
 
     kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&node("guarded"))).ok();

@@ -1,4 +1,4 @@
-//! Pods as other webhooks have left them.
+//! Pods as other webhooks have left them. The texts are those of docs/webhook.md.
 
 use serde_json::{Value, json};
 use sgp::dev::Sandbox;
@@ -7,6 +7,7 @@ use crate::cluster::{
     DEFAULT, FARGATE_GROUPS, GROUP, Namespace, Output, POD_ENI, STRICT, by_pod, eventually,
     everything, kubectl, pod, requests_interface,
 };
+use crate::documented::block;
 use crate::neighbour::{Neighbour, mutating, rule};
 
 /// Registers another webhook, which comes after ours and is called again after our changes,
@@ -32,12 +33,8 @@ fn refused(namespace: &Namespace, pod: &Value, message: &str) {
     let denial =
         format!("admission webhook \"vpod-enforced.vpc.k8s.aws\" denied the request: {message}\n");
     let is_refused = |tried: &Output| !tried.success && tried.stderr.ends_with(&denial);
-    let mut last = None;
-    eventually(&format!("{denial}"), || {
-        let tried = namespace.dry_run(pod);
-        let refused = is_refused(&tried);
-        last = Some(tried);
-        refused.then_some(())
+    eventually(&denial, || {
+        is_refused(&namespace.dry_run(pod)).then_some(())
     });
     let applied = namespace.apply(pod);
     assert!(is_refused(&applied), "{applied:#?}");
@@ -45,19 +42,7 @@ fn refused(namespace: &Namespace, pod: &Value, message: &str) {
     assert_eq!(pods.stdout, "");
 }
 
-fn lacks_request(policy: &str) -> String {
-    format!(
-        "pod \"web\": SecurityGroupPolicy \"{policy}\" gives it security groups, but no container \
-         requests {POD_ENI}, and without that it starts without them. sgp adds the request at the \
-         pod's creation: another webhook has taken it away since then, or the pod was selected \
-         only later, by a label of another webhook or by a new policy. Try again; if that is of \
-         no use, write {POD_ENI}: \"1\" into limits and requests of the first container, or mend \
-         the other webhook"
-    )
-}
-
-#[test]
-fn pod_whose_request_another_webhook_takes_away_is_refused() {
+pub fn pod_whose_request_another_webhook_takes_away(text: &str) {
     let namespace = Namespace::new();
     namespace.policies(&[("all", everything(&[GROUP]))]);
     after_ours(&DEFAULT, &namespace.name, &["/take"], |_, request| {
@@ -101,7 +86,8 @@ fn pod_that_gets_its_label_after_our_last_look_is_refused() {
         }
     });
     // Without kubectl's own annotation.
-    let denial = lacks_request("green");
+    let denial = block("webhook.md", "pods_that_lack_their_groups_at_last")[0].clone();
+    let denial = denial.replace("\"all\"", "\"green\"");
     eventually("the label to be added", || {
         let arguments = ["create", "--dry-run=server", "-f", "-"];
         let created = namespace.kubectl_with(&arguments, Some(&pod(json!({}), json!({}))));
@@ -117,15 +103,11 @@ fn grace_period_that_another_webhook_takes_away_is_refused_where_we_would_set_it
         let path = "/spec/terminationGracePeriodSeconds";
         vec![json!({"op": "replace", "path": path, "value": 0})]
     });
-    refused(
-        &namespace,
-        &pod(json!({}), json!({})),
-        "pod \"web\": SecurityGroupPolicy \"all\" gives it security groups, but \
-         spec.terminationGracePeriodSeconds is 0. The VPC CNI plugin asks the API server for the \
-         pod's address while it removes the pod's network; a pod that is gone at once leaves its \
-         network behind on the node. Write terminationGracePeriodSeconds: 1 or more (30 is the \
-         default), or leave it out",
-    );
+    let denial = block("webhook.md", "grace_period_of_0")[0].clone();
+    let denial = denial
+        .replace("hasty", "web")
+        .replace("database-clients", "all");
+    refused(&namespace, &pod(json!({}), json!({})), &denial);
 }
 
 fn fargate_pod(scheduler: &str) -> Value {
@@ -136,8 +118,8 @@ fn fargate_pod(scheduler: &str) -> Value {
     )
 }
 
-#[test]
-fn label_of_fargate_alone_is_no_way_around_the_groups() {
+/// The label of Fargate alone is no way around the groups.
+pub fn pod_of_fargate_in_name_only(text: &str) {
     let namespace = Namespace::new();
     let fargate = fargate_pod("fargate-scheduler");
     let in_name_only = fargate_pod("default-scheduler");
@@ -145,18 +127,11 @@ fn label_of_fargate_alone_is_no_way_around_the_groups() {
 
     namespace.policies(&[("all", everything(&[GROUP]))]);
     namespace.dry_run(&fargate).ok();
-    refused(
-        &namespace,
-        &in_name_only,
-        "pod \"web\": SecurityGroupPolicy \"all\" gives it security groups, but it has the label \
-         eks.amazonaws.com/fargate-profile while spec.schedulerName is \"default-scheduler\", not \
-         \"fargate-scheduler\": no Fargate profile has taken it, and it would start on a node \
-         without its groups. Leave the label out, or make a Fargate profile select the pod",
-    );
+    refused(&namespace, &in_name_only, text);
 }
 
-#[test]
-fn fargate_pod_has_the_groups_of_its_policies_or_none() {
+/// A Fargate pod has the groups of its policies, or none.
+pub fn fargate_pod_whose_groups_another_webhook_changes(selected: &str, unselected: &str) {
     let namespace = Namespace::new();
     after_ours(&DEFAULT, &namespace.name, &["/annotate"], |_, request| {
         let annotations = &request["object"]["metadata"]["annotations"];
@@ -169,26 +144,15 @@ fn fargate_pod_has_the_groups_of_its_policies_or_none() {
         let path = "/metadata/annotations";
         vec![json!({"op": "add", "path": path, "value": changed})]
     });
+    let pod = fargate_pod("fargate-scheduler");
     refused(
         &namespace,
-        &fargate_pod("fargate-scheduler"),
-        &format!(
-            "pod \"web\": it has the annotation fargate.amazonaws.com/pod-sg, but no \
-             SecurityGroupPolicy of namespace \"{}\" gives it security groups. Leave the \
-             annotation out, and write a policy that selects the pod",
-            namespace.name
-        ),
+        &pod,
+        &unselected.replace("shop", &namespace.name),
     );
 
     namespace.policies(&[("all", everything(&[GROUP]))]);
-    refused(
-        &namespace,
-        &fargate_pod("fargate-scheduler"),
-        "pod \"web\": SecurityGroupPolicy \"all\" gives it security groups, but its annotation \
-         fargate.amazonaws.com/pod-sg is not \"sg-0123456789abcdef0\", which sgp writes at its \
-         creation: another webhook has changed it since then, or the policies have changed. Try \
-         again; if that is of no use, mend the other webhook",
-    );
+    refused(&namespace, &pod, selected);
 }
 
 #[test]

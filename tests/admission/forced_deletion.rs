@@ -3,10 +3,7 @@
 use serde_json::json;
 
 use crate::cluster::{DEFAULT, Namespace, POD_ENI, empower, kubectl, node, pod};
-
-const WARNING: &str = "pod \"web\": deleted with a grace period of 0, it is gone before the VPC \
-    CNI plugin can ask for its address, and its network stays behind on the node; leave \
-    --grace-period=0 out unless the node is gone";
+use crate::documented::block;
 
 /// A pod on a node, with an interface.
 fn with_interface(namespace: &Namespace, name: &str) {
@@ -28,7 +25,7 @@ fn annotate(namespace: &Namespace, name: &str) {
 fn is_warned(namespace: &Namespace, name: &str, arguments: &[&str]) -> bool {
     let delete = [&["delete", "pod", name, "--wait=false"], arguments].concat();
     let tried = namespace.kubectl(&delete).ok();
-    let warning = WARNING.replace("web", name);
+    let warning = block("webhook.md", "deletions_by_force")[0].replace("web", name);
     let warned = tried.warnings().contains(&warning.as_str());
     assert_eq!(tried.stderr.contains("VPC CNI"), warned, "{tried:#?}");
     warned
@@ -37,8 +34,7 @@ fn is_warned(namespace: &Namespace, name: &str, arguments: &[&str]) -> bool {
 const BY_FORCE: [&str; 2] = ["--grace-period=0", "--force"];
 const DRY_RUN: &str = "--dry-run=server";
 
-#[test]
-fn whoever_deletes_a_pod_by_force_is_told_what_stays_behind() {
+pub fn whoever_deletes_a_pod_by_force_is_told_what_stays_behind(_: &[String]) {
     let namespace = Namespace::new();
     with_interface(&namespace, "web");
     let [grace, force] = BY_FORCE;

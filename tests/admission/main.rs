@@ -12,6 +12,7 @@ mod annotation_guard;
 mod calls;
 mod cluster;
 mod definition;
+mod documented_pods;
 mod final_check;
 mod forced_deletion;
 mod https;

@@ -135,7 +135,7 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
         (namespace.kubectl(&["annotate", "pod", "web", groups]), true),
         (
             namespace.kubectl(&["annotate", "pod", "web", &set, allocator]),
-            "",
+            false,
         ),
         (namespace.kubectl(&["annotate", "pod", "web", "a-"]), false),
         (
@@ -144,19 +144,19 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
         ),
         (
             namespace.kubectl(&["annotate", "pod", "web", &remove, &eks]),
-            "",
+            false,
         ),
         (status(noted), true),
         (
             status(json!({"status": {"phase": "Pending", "message": "a"}})),
-            "",
+            false,
         ),
         (bind("bindings", json!({POD_ENI: "[]"})), true),
         (bind("pods/web/binding", json!({POD_ENI: "[]"})), true),
         (bind("pods/web/binding", json!({"a": "b"})), false),
         (
             namespace.kubectl(&["delete", "pod", "web", "--wait=false"]),
-            "",
+            false,
         ),
     ] {
         assert_eq!(!done.success, is_refused, "{done:#?}");

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use crate::cluster::{DEFAULT, Output, empower, eventually, kubectl, node};
+use crate::documented::block;
 use crate::neighbour::{Neighbour, mutating, rule};
 
 const AWS_NODE: &str = "system:serviceaccount:kube-system:aws-node";
@@ -49,11 +50,10 @@ fn label(key: &str, value: impl Into<Value>) -> Value {
 
 /// The message of a denial, which names what was to be changed.
 fn denial(name: &str, changes: &str) -> String {
-    format!(
-        "admission webhook \"vnode.vpc.k8s.aws\" denied the request: node \"{name}\": aws-node can \
-         only update limited fields on the Node Object: the labels {TRUNK} and {ENI_CONFIG}, but \
-         this changes {changes}. Change that as another user than {AWS_NODE}\n"
-    )
+    let text = block("webhook.md", "nodes_that_the_cni_plugin_changes")[0].clone();
+    let text = text.replace("\"one\"", &format!("\"{name}\""));
+    let text = text.replace("label pool, annotation note, spec.taints", changes);
+    format!("admission webhook \"vnode.vpc.k8s.aws\" denied the request: {text}\n")
 }
 
 #[track_caller]
@@ -67,8 +67,19 @@ fn assert_refused(output: &Output, name: &str, changes: &str) {
     );
 }
 
-#[test]
-fn cni_plugin_changes_its_two_labels_and_nothing_else() {
+pub fn cni_plugin_changes_its_two_labels_and_nothing_else(texts: &[String]) {
+    create("one");
+    let changes = json!({
+        "metadata": {"labels": {TRUNK: "false", "pool": "b"}, "annotations": {"note": null}},
+        "spec": {"taints": null}
+    });
+    let refused = patch("one", &changes);
+    assert!(
+        refused
+            .stderr
+            .ends_with(&format!("request: {}\n", texts[0])),
+        "{refused:#?}"
+    );
     create("limited");
     patch("limited", &label(TRUNK, "false")).ok();
     patch("limited", &label(TRUNK, "true")).ok();

@@ -1,5 +1,6 @@
 //! The end of a webhook: requests that run are answered.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::cluster::{DEFAULT, eventually};
 use crate::https::{Version, block_on, connect_trusting};
 
-/// A webhook beside the sandbox's own, and the folder of its certificate.
-fn second_webhook(
+/// A webhook beside the default sandbox's own, which reaches the API server as this file says,
+/// and the folder of its certificate.
+pub fn second_webhook(
     port: u16,
     pair: &CertifiedKey<KeyPair>,
     name: &str,
+    kubeconfig: &Path,
 ) -> (Process, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
@@ -31,12 +34,16 @@ fn second_webhook(
         .arg("--tls-key")
         .arg(key)
         .arg("--kubeconfig")
-        .arg(control_plane.kubeconfig());
+        .arg(kubeconfig);
     let webhook = control_plane.spawn(name, command).unwrap();
     eventually("the second webhook", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).ok()
     });
     (webhook, folder)
+}
+
+fn admin() -> &'static Path {
+    DEFAULT.control_plane().kubeconfig()
 }
 
 fn terminate(webhook: &Process) {
@@ -48,7 +55,7 @@ fn terminate(webhook: &Process) {
 fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook");
+    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook", admin());
     let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
 
     let review = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
@@ -90,7 +97,7 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
 fn connections_without_a_request_do_not_hold_up_the_end() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook");
+    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook", admin());
     let silent = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     block_on(async {
         let http1 = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
