@@ -54,11 +54,7 @@ pub fn pod_whose_request_another_webhook_takes_away(text: &str) {
             _ => Vec::new(),
         }
     });
-    refused(
-        &namespace,
-        &pod(json!({}), json!({})),
-        &lacks_request("all"),
-    );
+    refused(&namespace, &pod(json!({}), json!({})), text);
 
     // One that has no interface to lose starts as ever.
     let host = pod(json!({}), json!({"hostNetwork": true}));
