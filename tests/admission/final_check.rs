@@ -9,6 +9,7 @@ use crate::cluster::{
 };
 use crate::documented::block;
 use crate::neighbour::{Neighbour, mutating, rule};
+use crate::warnings::LENIENT;
 
 /// Registers another webhook, which comes after ours and is called again after our changes,
 /// for pods of a namespace.
@@ -153,7 +154,7 @@ pub fn fargate_pod_whose_groups_another_webhook_changes(selected: &str, unselect
 
 #[test]
 fn pod_that_is_as_it_should_be_is_looked_at_twice_and_told_once() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::of(&LENIENT);
     namespace.policies(&[("typo", everything(&["sg-123"]))]);
     let created = namespace.apply(&pod(json!({}), json!({}))).ok();
     assert!(requests_interface(&created.json()));

@@ -5,8 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use sgp::dev::Sandbox;
+use sgp::dev::control_plane::free_port;
 
-use crate::cluster::{DEFAULT, Namespace, POD_ENI, empower, eventually, kubectl, node, pod};
+use crate::cluster::{
+    DEFAULT, Namespace, POD_ENI, STRICT, empower, eventually, kubectl, node, pod,
+};
 use crate::neighbour::Neighbour;
 
 /// The entries of the manifest of this name and beginning with it and a hyphen, calling the
@@ -33,7 +37,7 @@ fn entries(names: &[&str], neighbour: &Neighbour) -> Vec<Value> {
     entries
 }
 
-fn register(name: &str, entries: &[Value]) {
+fn register(sandbox: &Sandbox, name: &str, entries: &[Value]) {
     let configuration = json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
@@ -41,12 +45,12 @@ fn register(name: &str, entries: &[Value]) {
         "metadata": {"name": format!("aa-{name}")},
         "webhooks": entries
     });
-    kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&configuration)).ok();
+    kubectl(sandbox, &["apply", "-f", "-"], Some(&configuration)).ok();
 }
 
-fn unregister(name: &str) {
+fn unregister(sandbox: &Sandbox, name: &str) {
     let configuration = format!("validatingwebhookconfiguration/aa-{name}");
-    kubectl(&DEFAULT, &["delete", &configuration], None).ok();
+    kubectl(sandbox, &["delete", &configuration], None).ok();
 }
 
 /// What was asked about objects of a namespace, or of this name: entry, operation, resource.
@@ -91,7 +95,7 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
             .unwrap()
             .push(only);
     }
-    register(&name, &entries);
+    register(&DEFAULT, &name, &entries);
     namespace.apply(&pod(json!({}), json!({}))).ok();
     let set = format!("{POD_ENI}=[]");
     eventually("the condition to count", || {
@@ -187,7 +191,55 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
         ["vpod-annotations-system UPDATE pods"]
     );
     in_system(&["delete", "pod", "conditions", "--wait=false"], None).ok();
-    unregister(&name);
+    unregister(&DEFAULT, &name);
+}
+
+#[test]
+fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
+    let namespace = Namespace::of(&STRICT);
+    let name = namespace.name.clone();
+    namespace.apply(&pod(json!({}), json!({}))).ok();
+    let nobody = free_port().unwrap();
+    let mut entries = entries(&["vpod-annotations"], &Neighbour::that_notes());
+    entries[0]["clientConfig"]["url"] = json!(format!("https://127.0.0.1:{nobody}/"));
+    entries[0]["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    register(&STRICT, &name, &entries);
+    // One of the allocators of this sandbox's webhook, of whom the conditions know nothing.
+    empower(&STRICT, "carol");
+    let set = format!("{POD_ENI}=[]");
+    let refused = eventually("the entry to count", || {
+        let tried = [
+            "annotate",
+            "pod",
+            "web",
+            "--dry-run=server",
+            "--as=carol",
+            &set,
+        ];
+        let tried = namespace.kubectl(&tried);
+        (!tried.success).then_some(tried)
+    });
+    let why = "failed calling webhook \"vpod-annotations.vpc.k8s.aws\"";
+    assert!(refused.stderr.contains(why), "{refused:#?}");
+
+    let allocator = "--as=system:serviceaccount:sgp-system:sgp";
+    let status = json!({"status": {"phase": "Running"}}).to_string();
+    for arguments in [
+        &["annotate", "pod", "web", &set, allocator][..],
+        &[
+            "patch",
+            "pod",
+            "web",
+            "--subresource=status",
+            "--patch",
+            &status,
+        ],
+        &["label", "pod", "web", "a=b"],
+        &["delete", "pod", "web", "--wait=false"],
+    ] {
+        namespace.kubectl(arguments).ok();
+    }
+    unregister(&STRICT, &name);
 }
 
 #[test]
@@ -197,7 +249,7 @@ fn webhook_is_asked_about_deletions_by_force_that_leave_something_behind() {
     let name = namespace.name.clone();
     let mut entries = entries(&["vpod-deletion"], &neighbour);
     entries[0]["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
-    register(&name, &entries);
+    register(&DEFAULT, &name, &entries);
     kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&node("conditions"))).ok();
     let create = |pod_name: &str, spec: Value, annotated: bool| {
         namespace.apply(&pod(json!({"name": pod_name}), spec)).ok();
@@ -247,13 +299,13 @@ fn webhook_is_asked_about_deletions_by_force_that_leave_something_behind() {
     ];
     namespace.kubectl(&fail).ok();
     assert_eq!(delete("web", &by_force), 0);
-    unregister(&name);
+    unregister(&DEFAULT, &name);
 }
 
 #[test]
 fn webhook_is_asked_about_nodes_that_the_cni_plugin_changes() {
     let neighbour = Neighbour::that_notes();
-    register("nodes", &entries(&["vnode"], &neighbour));
+    register(&DEFAULT, "nodes", &entries(&["vnode"], &neighbour));
     kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&node("asked-about"))).ok();
     let cni = "system:serviceaccount:kube-system:aws-node";
     empower(&DEFAULT, cni);
@@ -285,5 +337,5 @@ fn webhook_is_asked_about_nodes_that_the_cni_plugin_changes() {
     ];
     kubectl(&DEFAULT, &patch, None).ok();
     assert!(asked(&neighbour, "asked-about").is_empty());
-    unregister("nodes");
+    unregister(&DEFAULT, "nodes");
 }
