@@ -221,6 +221,7 @@ impl WebhookArgs {
             groups_per_interface: self.groups_per_interface,
         };
         let editors = Editors {
+            pod_annotations: self.allocator_user.clone(),
             policy_endpoints: self.policy_endpoint_user.clone(),
         };
         let keep_certificate = async {
@@ -245,7 +246,6 @@ impl WebhookArgs {
             },
             settings,
             self.allocator_socket.clone(),
-            self.allocator_user.clone(),
             editors,
             shutdown,
         );

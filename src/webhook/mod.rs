@@ -45,8 +45,6 @@ pub struct Webhook {
     cluster: Cluster,
     settings: Settings,
     allocator: Option<Allocator>,
-    /// Who may write the annotations of pods' interfaces, besides EKS's own controller.
-    allocator_users: Vec<String>,
     editors: Editors,
     metrics: Metrics,
     serving: Option<Serving>,
@@ -74,6 +72,8 @@ pub struct Listeners {
 /// Users that may write what others may not, besides EKS's own controllers.
 #[derive(Clone, Debug, Default)]
 pub struct Editors {
+    /// Who may write the annotations of pods' interfaces and groups: the allocator.
+    pub pod_annotations: Vec<String>,
     /// Who may edit PolicyEndpoints.
     pub policy_endpoints: Vec<String>,
 }
@@ -85,8 +85,7 @@ pub struct Ended(&'static str);
 
 /// Runs the webhook until `shutdown` ends and the running requests are answered.
 ///
-/// The allocator is asked where `allocator_socket` says, or not at all. It is one of
-/// `allocator_users` to the API server.
+/// The allocator is asked where `allocator_socket` says, or not at all.
 ///
 /// # Errors
 ///
@@ -97,7 +96,6 @@ pub async fn run(
     identity: Identity,
     settings: Settings,
     allocator_socket: Option<PathBuf>,
-    allocator_users: Vec<String>,
     editors: Editors,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Ended> {
@@ -105,7 +103,6 @@ pub async fn run(
     let tls = serving.server_config(client_ca.as_ref());
     let metrics = Metrics::with_certificates(serving.metrics().clone());
     let webhook = Arc::new(Webhook {
-        allocator_users,
         editors,
         serving: Some(serving),
         ..Webhook::with_metrics(client.clone(), settings, allocator_socket, metrics)
@@ -152,7 +149,6 @@ impl Webhook {
             cluster,
             settings,
             allocator,
-            allocator_users: Vec::new(),
             editors: Editors::default(),
             metrics,
             serving: None,

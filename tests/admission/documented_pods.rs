@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use sgp::dev::control_plane::free_port;
 
 use crate::cluster::{
-    DEFAULT, GROUP, Namespace, Output, STRICT, eventually, everything, kubectl, pod, policy,
+    DEFAULT, GROUP, LENIENT, Namespace, Output, STRICT, eventually, everything, kubectl, pod,
+    policy,
 };
 use crate::neighbour::{mutating, rule};
 use crate::shutdown::second_webhook;
-use crate::warnings::LENIENT;
 use crate::{allocator, annotation_guard, final_check, forced_deletion, node_guard, protocol};
 
 documented!("webhook.md",

@@ -4,12 +4,11 @@ use serde_json::{Value, json};
 use sgp::dev::Sandbox;
 
 use crate::cluster::{
-    DEFAULT, FARGATE_GROUPS, GROUP, Namespace, Output, POD_ENI, STRICT, by_pod, eventually,
-    everything, kubectl, pod, requests_interface,
+    DEFAULT, FARGATE_GROUPS, GROUP, LENIENT, Namespace, Output, POD_ENI, STRICT, by_pod,
+    eventually, everything, kubectl, pod, requests_interface,
 };
 use crate::documented::block;
 use crate::neighbour::{Neighbour, mutating, rule};
-use crate::warnings::LENIENT;
 
 /// Registers another webhook, which comes after ours and is called again after our changes,
 /// for pods of a namespace.

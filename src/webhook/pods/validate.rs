@@ -51,7 +51,7 @@ impl Webhook {
             let warnings = forced_deletion::warning(request).into_iter().collect();
             return Answer::allowed(None, within_limits(warnings));
         }
-        if let Some(message) = annotation_guard::denial(request, &self.allocator_users) {
+        if let Some(message) = annotation_guard::denial(request, &self.editors.pod_annotations) {
             let namespace = request.namespace();
             tracing::info!(namespace, message, "annotation refused");
             return Answer::denied(Refusal::forbidden(message), Vec::new());
