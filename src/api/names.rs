@@ -57,6 +57,12 @@ pub const ENFORCED: &str = "/enforced";
 /// The namespace label that selects the fail-closed twin of each webhook entry.
 pub const ENFORCE_LABEL: &str = "vpcresources.k8s.aws/enforce";
 
+/// The value of [`ENFORCE_LABEL`] that counts.
+pub const ENFORCED_VALUE: &str = "true";
+
+/// In whose name fields are applied (server-side apply), which says whose they are.
+pub const FIELD_MANAGER: &str = "sgp";
+
 /// Where pods start whatever becomes of us: the cluster's own namespace and ours.
 pub const NEVER_ENFORCED: [&str; 2] = ["kube-system", "sgp-system"];
 
