@@ -143,7 +143,8 @@ impl Sandbox {
         let kubeconfig = service_account_kubeconfig(&control_plane).await?;
 
         progress("starting the webhook");
-        let mut arguments = Vec::new();
+        // Nobody has to learn of its end.
+        let mut arguments = vec!["--shutdown-delay=0".to_owned()];
         if options.allocator.is_some() {
             let socket = allocator::socket(&control_plane, ALLOCATOR);
             arguments.push(format!("--allocator-socket={}", socket.display()));
