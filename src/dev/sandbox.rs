@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
@@ -150,12 +149,7 @@ impl Sandbox {
             arguments.push(format!("--allocator-socket={}", socket.display()));
         }
         let service = Service::start()?;
-        let ca = if options.webhook_replicas > 1 {
-            Some(certificate_files(&control_plane, &mut arguments)?)
-        } else {
-            arguments.extend(SERVING_NAMES.map(|name| format!("--tls-name={name}")));
-            None
-        };
+        arguments.extend(SERVING_NAMES.map(|name| format!("--tls-name={name}")));
         arguments.extend(options.webhook_arguments);
         let mut sandbox = Self {
             allocator: None,
@@ -175,7 +169,7 @@ impl Sandbox {
         for _ in 0..options.webhook_replicas {
             sandbox.spawn_webhook(&ReplicaOptions::default())?;
         }
-        sandbox.register_webhook(ca.as_deref()).await?;
+        sandbox.register_webhook().await?;
         if let Some(cloud) = cloud_options {
             // Meanwhile the webhook gets ready.
             let state = options.data_dir.map(|folder| folder.join(CLOUD_FILE));
@@ -426,9 +420,8 @@ impl Sandbox {
         drop(self);
     }
 
-    /// Registers the webhook as the manifests have it, behind the port of our Service, and
-    /// with a CA unless the webhook writes its own.
-    async fn register_webhook(&self, ca: Option<&str>) -> anyhow::Result<()> {
+    /// Registers the webhook as the manifests have it, behind the port of our Service.
+    async fn register_webhook(&self) -> anyhow::Result<()> {
         let service = ServiceObject {
             metadata: ObjectMeta {
                 name: Some(SERVICE.into()),
@@ -445,17 +438,13 @@ impl Sandbox {
         let parameters = PatchParams::apply(manifests::FIELD_MANAGER).force();
         let patch = Patch::Apply(&service);
         api.patch(SERVICE, &parameters, &patch).await?;
-        self.register::<MutatingWebhookConfiguration>(MUTATING, ca)
+        self.register::<MutatingWebhookConfiguration>(MUTATING)
             .await?;
-        self.register::<ValidatingWebhookConfiguration>(VALIDATING, ca)
+        self.register::<ValidatingWebhookConfiguration>(VALIDATING)
             .await
     }
 
-    async fn register<K: Resource<DynamicType = ()>>(
-        &self,
-        manifest: &str,
-        ca: Option<&str>,
-    ) -> anyhow::Result<()> {
+    async fn register<K: Resource<DynamicType = ()>>(&self, manifest: &str) -> anyhow::Result<()> {
         let mut configuration: DynamicObject = serde_saphyr::from_str(manifest)?;
         let webhooks = configuration.data["webhooks"].as_array_mut();
         for webhook in webhooks.into_iter().flatten() {
@@ -463,9 +452,6 @@ impl Sandbox {
             let name = client_config["service"]["name"].as_str();
             ensure!(name == Some(SERVICE), "a webhook entry of another Service");
             client_config["service"]["port"] = json!(self.service.port());
-            if let Some(ca) = ca {
-                client_config["caBundle"] = json!(ByteString(ca.as_bytes().to_vec()));
-            }
         }
         let resource = ApiResource::erase::<K>(&());
         let api = Api::<DynamicObject>::all_with(self.control_plane.client(), &resource);
@@ -532,22 +518,6 @@ impl Sandbox {
             logs.collect::<Vec<_>>().join("\n")
         )
     }
-}
-
-/// Makes a certificate and its key in files, adds them to the arguments, and gives the
-/// certificate to trust.
-fn certificate_files(
-    control_plane: &ControlPlane,
-    arguments: &mut Vec<String>,
-) -> anyhow::Result<String> {
-    let pair = rcgen::generate_simple_self_signed(SERVING_NAMES.map(String::from))?;
-    let folder = control_plane.run_dir();
-    let (certificate, key) = (folder.join("webhook.crt"), folder.join("webhook.key"));
-    private_file::write(&certificate, pair.cert.pem().as_bytes())?;
-    private_file::write(&key, pair.signing_key.serialize_pem().as_bytes())?;
-    arguments.push(format!("--tls-cert={}", certificate.display()));
-    arguments.push(format!("--tls-key={}", key.display()));
-    Ok(pair.cert.pem())
 }
 
 /// A kubeconfig with the rights of the manifests' ServiceAccount.

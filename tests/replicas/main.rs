@@ -8,3 +8,4 @@ mod proxy;
 mod races;
 mod readiness;
 mod rolling_update;
+mod rotation;
