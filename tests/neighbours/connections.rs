@@ -6,7 +6,10 @@ use futures::future::join_all;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
-use crate::client::{HTTP1, PATIENCE, client_hello, open_files, stranger, tcp, tls, until_closed};
+use crate::client::{
+    HTTP1, PATIENCE, client_hello, open_files, stranger, tcp, tcp_with_small_buffer, tls, tls_over,
+    until_closed,
+};
 use crate::webhook::Webhook;
 
 /// The places of a webhook (`Limits::connections`).
