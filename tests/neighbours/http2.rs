@@ -157,7 +157,7 @@ async fn connection_that_takes_its_answers_stays() {
         listener, tls_config, router, limits, metrics, for_ever,
     ));
 
-    let stream = tls(&ca, port, Ipv4Addr::LOCALHOST, HTTP2).await;
+    let stream = tls(ca, port, Ipv4Addr::LOCALHOST, HTTP2).await;
     let stream = TokioIo::new(stream.expect("a connection"));
     let executor = TokioExecutor::new();
     let (mut sender, connection) = http2::handshake(executor, stream).await.unwrap();
