@@ -13,6 +13,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -49,6 +50,17 @@ async fn start(data_dir: Option<&Path>, custom_networking: bool, nodes: &[NodeGr
     let binaries = Binaries::find_or_build().unwrap_or_else(|error| panic!("{error}"));
     let sandbox = Sandbox::start(&binaries, options, |_| ()).await;
     sandbox.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// A client of the allocator, which alone may write the annotation of an interface.
+async fn allocator(sandbox: &Sandbox) -> Client {
+    let kubeconfig = Kubeconfig::read_from(sandbox.service_account_kubeconfig()).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    let mut config = config.unwrap();
+    // A proxy in the environment is for the world outside.
+    config.proxy_url = None;
+    Client::try_from(config).unwrap()
 }
 
 /// A namespace of one test.
@@ -282,6 +294,7 @@ async fn pod_with_an_interface_runs_once_that_is_described_and_has_its_addresses
     };
     let waits = until(&pods, "green", is_creating).await.unwrap();
     assert_eq!(phase(&waits), "Pending");
+    let namespace = waits.namespace().unwrap();
     assert_eq!(waits.status.unwrap().pod_ip, None);
     // One that waits for nothing runs meanwhile.
     create(&pods, pod("red", &node, json!({}), json!({}))).await;
@@ -296,7 +309,9 @@ async fn pod_with_an_interface_runs_once_that_is_described_and_has_its_addresses
     let annotations = json!({POD_ENI: interface.to_string()});
     let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
     let parameters = PatchParams::default();
-    pods.patch("green", &parameters, &patch).await.unwrap();
+    let pods_of_allocator = Api::<Pod>::namespaced(allocator(sandbox).await, &namespace);
+    let written = pods_of_allocator.patch("green", &parameters, &patch).await;
+    written.unwrap();
     let runs = until_phase(&pods, "green", "Running").await;
     assert_eq!(pod_ip(&runs), "100.64.3.7");
     let addresses = runs.status.unwrap().pod_ips.unwrap();

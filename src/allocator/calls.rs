@@ -145,6 +145,17 @@ impl CallError {
         }
     }
 
+    /// The same of an action that is one call: if that had no effect, nothing has changed. Of
+    /// several calls the first ones may have had theirs.
+    fn of_only_call(error: Ec2Error, scope: &str) -> Self {
+        let had_no_effect = error.had_no_effect;
+        let mut error = Self::of_ec2(error, scope);
+        if had_no_effect {
+            error.failed = Failed::Elsewhere;
+        }
+        error
+    }
+
     fn elsewhere(call: &'static str, class: ErrorClass, code: &str, message: String) -> Self {
         Self {
             cause: Cause {
@@ -259,7 +270,7 @@ impl Calls {
                     .ec2
                     .set_groups(trunk.as_str().to_owned(), texts(group_ids));
                 set.await
-                    .map_err(|error| CallError::of_ec2(error, instance))?;
+                    .map_err(|error| CallError::of_only_call(error, instance))?;
                 Ok(Effect::Done.into())
             }
             Action::DeleteTrunk(trunk) => {
@@ -273,7 +284,7 @@ impl Calls {
             } => {
                 let created = self.create_branch(pod, *vlan, group_ids, known).await;
                 let created =
-                    created.map_err(|error| CallError::of_ec2(error, &known.subnet_id))?;
+                    created.map_err(|error| CallError::of_only_call(error, &known.subnet_id))?;
                 Ok(Effect::BranchCreated(created.into()).into())
             }
             Action::Associate {
@@ -283,7 +294,7 @@ impl Calls {
             } => {
                 let association = self.associate(branch, trunk, *vlan);
                 let association = association.await;
-                let id = association.map_err(|error| CallError::of_ec2(error, instance))?;
+                let id = association.map_err(|error| CallError::of_only_call(error, instance))?;
                 Ok(Effect::Associated(AssociationId::from(id.as_str())).into())
             }
             Action::SetGroups { branch, group_ids }
@@ -295,7 +306,8 @@ impl Calls {
                 let set = self
                     .ec2
                     .set_groups(branch.as_str().to_owned(), texts(group_ids));
-                set.await.map_err(of_ec2)?;
+                set.await
+                    .map_err(|error| CallError::of_only_call(error, ""))?;
                 Ok(Effect::Done.into())
             }
             Action::Reuse {
@@ -318,7 +330,9 @@ impl Calls {
             Action::DeleteBranch(branch) => {
                 // One that EC2 does not know may be too young, which the state can tell.
                 let deleted = self.ec2.delete_interface(branch.as_str().to_owned());
-                deleted.await.map_err(of_ec2)?;
+                deleted
+                    .await
+                    .map_err(|error| CallError::of_only_call(error, ""))?;
                 Ok(Effect::Done.into())
             }
         }
@@ -626,11 +640,9 @@ impl Calls {
             .clone();
         let ask = async || {
             let found = self.ec2.subnets(vec![id.to_owned()]).await?;
-            found.into_iter().next().ok_or_else(|| Ec2Error {
-                call: "DescribeSubnets",
-                class: ErrorClass::Missing,
-                code: "InvalidSubnetID.NotFound".to_owned(),
-                message: format!("The subnet ID '{id}' does not exist"),
+            found.into_iter().next().ok_or_else(|| {
+                let message = format!("The subnet ID '{id}' does not exist");
+                Ec2Error::new("DescribeSubnets", "InvalidSubnetID.NotFound", message)
             })
         };
         cell.get_or_try_init(ask).await.cloned()

@@ -1,4 +1,4 @@
-//! Events on pods and nodes: what the allocator does, where people look for it.
+//! Events on pods, nodes and namespaces: what the allocator does, where people look for it.
 //!
 //! Equal events are those of one object with equal type, reason and action. They share one
 //! object in the API, which keeps the note of the first and counts how often it was written.
@@ -58,6 +58,10 @@ pub enum Reason {
     UnsupportedInstanceType,
     /// The time that branch interfaces rest has changed.
     BranchEniCoolDownPeriodUpdated,
+    /// A namespace holds a policy, so that its pods start only while a webhook answers.
+    NamespaceEnforced,
+    /// A namespace holds none any more, so that its pods start whatever becomes of webhooks.
+    NamespaceUnenforced,
 }
 
 impl Reason {
@@ -74,6 +78,8 @@ impl Reason {
             Self::TrunkEniCreationFailed => "TrunkENICreationFailed",
             Self::UnsupportedInstanceType => "UnsupportedInstanceType",
             Self::BranchEniCoolDownPeriodUpdated => "BranchENICoolDownPeriodUpdated",
+            Self::NamespaceEnforced => "NamespaceEnforced",
+            Self::NamespaceUnenforced => "NamespaceUnenforced",
         }
     }
 
@@ -84,7 +90,9 @@ impl Reason {
             | Self::ResourceAllocated
             | Self::SecurityGroupsChanged
             | Self::NodeTrunkInitiated
-            | Self::BranchEniCoolDownPeriodUpdated => false,
+            | Self::BranchEniCoolDownPeriodUpdated
+            | Self::NamespaceEnforced
+            | Self::NamespaceUnenforced => false,
             Self::BranchAllocationFailed
             | Self::BranchEniAnnotationFailed
             | Self::NodeTrunkFailedInitialization
@@ -114,6 +122,13 @@ pub enum Regarding {
         /// of the kubelet, which writes the name in its place.
         uid: String,
     },
+    /// The event goes into the namespace itself, where those who use it look.
+    Namespace {
+        /// The namespace's name.
+        name: String,
+        /// The namespace's `metadata.uid`.
+        uid: String,
+    },
 }
 
 impl Regarding {
@@ -125,6 +140,7 @@ impl Regarding {
                 uid,
             } => ("Pod", Some(namespace), name, uid),
             Self::Node { name, uid } => ("Node", None, name, uid),
+            Self::Namespace { name, uid } => ("Namespace", Some(name), name, uid),
         };
         ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -137,7 +153,7 @@ impl Regarding {
     }
 }
 
-/// Something to be told about a pod or a node.
+/// Something to be told about a pod, a node or a namespace.
 #[derive(Clone, Debug)]
 pub struct Event {
     key: Key,

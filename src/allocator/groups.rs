@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::api::SecurityGroupId;
 use crate::ec2::calls::Ec2;
-use crate::ec2::error::{Ec2Error, ErrorClass};
+use crate::ec2::error::{Ec2Error, NO_ANSWER};
 
 /// How long a group that exists is taken to go on existing.
 const EXISTING_FOR: Duration = Duration::from_secs(60);
@@ -303,12 +303,11 @@ fn is_well_formed(id: &str) -> bool {
 
 /// The question was ended by the end of the process or by a bug.
 fn cut_off() -> Ec2Error {
-    Ec2Error {
-        call: "DescribeSecurityGroups",
-        class: ErrorClass::Retry,
-        code: "NoAnswer".to_owned(),
-        message: "the question was cut off".to_owned(),
-    }
+    Ec2Error::new(
+        "DescribeSecurityGroups",
+        NO_ANSWER,
+        "the question was cut off",
+    )
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -441,12 +440,11 @@ pub(super) mod tests {
     }
 
     pub(crate) fn forbidden() -> Ec2Error {
-        Ec2Error {
-            call: "DescribeSecurityGroups",
-            class: ErrorClass::Forbidden,
-            code: "UnauthorizedOperation".to_owned(),
-            message: "You are not authorized".to_owned(),
-        }
+        Ec2Error::new(
+            "DescribeSecurityGroups",
+            "UnauthorizedOperation",
+            "You are not authorized",
+        )
     }
 
     fn ids(ids: &[&str]) -> Vec<String> {

@@ -11,6 +11,9 @@
 //! objects of the API server; `retry`. Around it: `watches` bring objects, `worker` is the
 //! loop, `calls` and `chores` carry out. [`election`] says which replica works, [`events`]
 //! tells people, [`groups`] asks EC2 for security groups, [`socket`] answers the webhook.
+//!
+//! Apart from all that, and also where somebody else makes the interfaces, `enforcement`
+//! labels the namespaces that fail closed.
 
 mod calls;
 mod candidate;
@@ -19,6 +22,7 @@ mod cluster;
 pub mod cooldown;
 mod desired;
 pub mod election;
+mod enforcement;
 pub mod events;
 pub mod groups;
 pub mod health;
@@ -50,13 +54,16 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use kube::Client;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, watch};
 
 use self::calls::Calls;
 use self::election::{Election, Leadership};
+use self::enforcement::Enforcement;
 use self::groups::GroupDirectory;
 use self::socket::Known;
 use self::view::View;
+use self::watches::Listeners;
 use self::worker::{Parts, Worker};
 use crate::ec2::calls::Ec2;
 use crate::telemetry::allocator::AllocatorMetrics;
@@ -70,11 +77,15 @@ pub struct Allocator {
     pub client: Client,
     /// For EC2. Its calls that change something have to ask `leadership` first.
     pub ec2: Arc<dyn Ec2>,
-    /// Who works; `None` if nobody of us does, because EKS's own controller makes the
-    /// interfaces.
-    pub election: Option<Election>,
+    /// Who works.
+    pub election: Election,
     /// Where the election says whether this process does.
     pub leadership: watch::Sender<Leadership>,
+    /// Whether whoever works makes interfaces; if not, because EKS's own controller does, it
+    /// only labels namespaces.
+    pub makes_interfaces: bool,
+    /// The namespace that webhook and allocators run in, which never fails closed.
+    pub own_namespace: String,
     /// Where the webhook asks.
     pub socket: socket::Listener,
     /// Set once the cluster is known; see [`health`].
@@ -89,10 +100,26 @@ impl Allocator {
     /// Runs until `shutdown`, and gives the lease up at the end.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (changes, to_worker) = mpsc::unbounded_channel();
+        let (seen, to_enforcement) = mpsc::unbounded_channel();
         let (view, shown) = watch::channel(Arc::new(View::default()));
-        let identity = self.election.as_ref().map_or("sgp", Election::identity);
+        let identity = self.election.identity();
         let dropped = self.metrics.events_dropped.clone();
         let (events, writer) = events::channel(self.client.clone(), identity, dropped);
+        // To be the leader of those who make interfaces.
+        let (never, _) = watch::channel(Leadership::default());
+        let makes_interfaces = match self.makes_interfaces {
+            true => &self.leadership,
+            false => &never,
+        };
+        let enforcement = Enforcement {
+            client: self.client.clone(),
+            changes: to_enforcement,
+            leadership: self.leadership.subscribe(),
+            events: events.clone(),
+            enforced: self.metrics.enforced_namespaces.clone(),
+            own_namespace: self.own_namespace,
+        };
+        let leading = self.metrics.leading.clone();
         let groups = Arc::new(GroupDirectory::new(self.ec2.clone()));
         let known = Known {
             view: shown,
@@ -106,10 +133,10 @@ impl Allocator {
                 self.ec2,
                 self.client.clone(),
                 cluster_name,
-                self.leadership.subscribe(),
+                makes_interfaces.subscribe(),
             ),
             changes: to_worker,
-            leadership: self.leadership.subscribe(),
+            leadership: makes_interfaces.subscribe(),
             groups,
             events,
             view,
@@ -125,15 +152,15 @@ impl Allocator {
         let work = async {
             tokio::join!(
                 worker.run(until_stopped(stopped.clone())),
+                enforcement.run(until_stopped(stopped.clone())),
                 writer.run(),
                 socket::serve(self.socket, known, until_stopped(stopped)),
             );
         };
-        let compete = async {
-            match &self.election {
-                Some(election) => match election.run(&self.leadership).await {},
-                None => std::future::pending().await,
-            }
+        let compete = async { match self.election.run(&self.leadership).await {} };
+        let listeners = Listeners {
+            cluster: changes,
+            enforcement: seen,
         };
         let stop_in_order = async {
             shutdown.await;
@@ -145,11 +172,20 @@ impl Allocator {
         tokio::select! {
             () = work => {}
             () = stop_in_order => {}
-            () = watches::run(self.client, changes) => {}
+            () = watches::run(self.client, listeners) => {}
             () = compete => {}
+            () = show_leadership(self.leadership.subscribe(), leading) => {}
         }
-        if let Some(election) = &self.election {
-            election.release().await;
+        self.election.release().await;
+    }
+}
+
+/// Keeps the metric that says whether this process leads.
+async fn show_leadership(mut leadership: watch::Receiver<Leadership>, leading: Gauge) {
+    loop {
+        leading.set(leadership.borrow_and_update().is_held().into());
+        if leadership.changed().await.is_err() {
+            return;
         }
     }
 }

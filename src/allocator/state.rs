@@ -96,7 +96,8 @@ pub enum Failed {
     Gone,
     /// The client token stands for other parameters.
     TokenMismatch,
-    /// It was a call to the API server, or none: nothing in EC2 has changed.
+    /// It was a call to the API server, or none, or EC2 has turned it away: nothing in EC2 has
+    /// changed.
     Elsewhere,
 }
 

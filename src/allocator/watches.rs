@@ -1,10 +1,10 @@
-//! The watches that keep [`Cluster`](super::cluster::Cluster) up to date. They never end by
-//! themselves.
+//! The watches that keep [`Cluster`](super::cluster::Cluster) and the
+//! [`enforcement`](super::enforcement) up to date. They never end by themselves.
 
 use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use kube::api::DynamicObject;
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::watcher::{self, watcher};
@@ -14,6 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::cluster::{Change, Of};
 use super::cooldown::Cooldown;
+use super::enforcement::{self, SeenNamespace, SeenPolicy};
 use super::objects::PluginSettings;
 use crate::api::names::{CNI_CONFIG_MAP, CNI_DAEMON_SET, CNI_NAMESPACE};
 use crate::api::{ENIConfig, ENIConfigSpec};
@@ -24,8 +25,16 @@ use crate::api_server::{Feed, follow};
 pub(super) const BOUND_AND_ALIVE: &str =
     "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed";
 
+/// Who is told of what changes.
+pub struct Listeners {
+    /// Who makes interfaces.
+    pub cluster: UnboundedSender<Change>,
+    /// Who labels namespaces.
+    pub enforcement: UnboundedSender<enforcement::Change>,
+}
+
 /// Runs all watches.
-pub async fn run(client: Client, changes: UnboundedSender<Change>) {
+pub async fn run(client: Client, listeners: Listeners) {
     let config = watcher::Config::default();
     let named = |name: &str| config.clone().fields(&format!("metadata.name={name}"));
     let policies = Api::all_with(client.clone(), &policy_resource());
@@ -35,7 +44,13 @@ pub async fn run(client: Client, changes: UnboundedSender<Change>) {
     let alive = config.clone().fields(BOUND_AND_ALIVE);
     let resource = ApiResource::erase::<ENIConfig>(&());
     let eni_configs = Api::all_with(client.clone(), &resource);
-    let to = &changes;
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    let to = &listeners.cluster;
+    let enforcement = listeners.enforcement;
+    let policies_feed = Policies {
+        cluster: to.clone(),
+        enforcement: enforcement.clone(),
+    };
     tokio::join!(
         each(Api::all(client.clone()), alive, "pods", to, Change::Pods),
         each(
@@ -53,13 +68,11 @@ pub async fn run(client: Client, changes: UnboundedSender<Change>) {
             Change::CniNodes
         ),
         each(eni_configs, config.clone(), "eniconfigs", to, eni_config),
-        each(
-            policies,
-            config.clone(),
-            "securitygrouppolicies",
-            to,
-            Change::Policies
-        ),
+        follow(policies_feed, || watcher(policies.clone(), config.clone())),
+        follow(Namespaces(enforcement), || watcher(
+            namespaces.clone(),
+            config.clone()
+        )),
         each(
             accounts,
             config.clone(),
@@ -161,6 +174,92 @@ impl<K: Clone + Debug + Resource> Feed<K> for ToChannel<K> {
     }
 
     fn failed(&self, error: &watcher::Error) {
-        tracing::warn!(watch = self.resource, %error, "watch failed, starting it again");
+        warn_of_failure(self.resource, error);
+    }
+}
+
+fn warn_of_failure(resource: &'static str, error: &watcher::Error) {
+    tracing::warn!(watch = resource, %error, "watch failed, starting it again");
+}
+
+/// Policies say which groups pods get, and which namespaces fail closed.
+struct Policies {
+    cluster: UnboundedSender<Change>,
+    enforcement: UnboundedSender<enforcement::Change>,
+}
+
+impl Policies {
+    fn send(&self, policies: Of<DynamicObject>, seen: Of<SeenPolicy>) {
+        let _ = self.enforcement.send(enforcement::Change::Policies(seen));
+        let _ = self.cluster.send(Change::Policies(policies));
+    }
+}
+
+impl Feed<DynamicObject> for Policies {
+    type Index = Vec<DynamicObject>;
+
+    fn add(index: &mut Vec<DynamicObject>, policy: DynamicObject) {
+        index.push(slim(policy));
+    }
+
+    fn apply(&self, policy: DynamicObject) {
+        let seen = SeenPolicy::from(&policy);
+        self.send(Of::Apply(slim(policy)), Of::Apply(seen));
+    }
+
+    fn delete(&self, policy: &DynamicObject) {
+        let seen = SeenPolicy::from(policy);
+        self.send(Of::Delete(policy.clone()), Of::Delete(seen));
+    }
+
+    fn reset(&self, index: Vec<DynamicObject>) {
+        let seen = index.iter().map(SeenPolicy::from).collect();
+        self.send(Of::All(index), Of::All(seen));
+    }
+
+    fn undefined(&self, _: &watcher::Error) {
+        self.send(Of::Undefined, Of::Undefined);
+    }
+
+    fn failed(&self, error: &watcher::Error) {
+        warn_of_failure("securitygrouppolicies", error);
+    }
+}
+
+/// Of namespaces only a few facts are kept.
+struct Namespaces(UnboundedSender<enforcement::Change>);
+
+impl Namespaces {
+    fn send(&self, of: Of<SeenNamespace>) {
+        let _ = self.0.send(enforcement::Change::Namespaces(of));
+    }
+}
+
+impl Feed<PartialObjectMeta<Namespace>> for Namespaces {
+    type Index = Vec<SeenNamespace>;
+
+    fn add(index: &mut Vec<SeenNamespace>, namespace: PartialObjectMeta<Namespace>) {
+        index.push(SeenNamespace::from(&namespace));
+    }
+
+    fn apply(&self, namespace: PartialObjectMeta<Namespace>) {
+        self.send(Of::Apply(SeenNamespace::from(&namespace)));
+    }
+
+    fn delete(&self, namespace: &PartialObjectMeta<Namespace>) {
+        self.send(Of::Delete(SeenNamespace::from(namespace)));
+    }
+
+    fn reset(&self, index: Vec<SeenNamespace>) {
+        self.send(Of::All(index));
+    }
+
+    /// The API server always has namespaces.
+    fn undefined(&self, error: &watcher::Error) {
+        self.failed(error);
+    }
+
+    fn failed(&self, error: &watcher::Error) {
+        warn_of_failure("namespaces", error);
     }
 }

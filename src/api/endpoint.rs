@@ -26,7 +26,8 @@ pub struct Taken {
     pub api_version: &'static str,
     /// For example `Pod`.
     pub kind: &'static str,
-    /// For example `pods`.
+    /// With its sub-resource, as the rules of a webhook configuration have it: for example
+    /// `pods` or `pods/status`.
     pub resource: &'static str,
 }
 
@@ -82,7 +83,8 @@ impl Endpoint {
     /// What the path takes.
     pub fn takes(self) -> &'static [Taken] {
         match self {
-            Self::MutatePod | Self::ValidatePod => &PODS,
+            Self::MutatePod => &PODS[..1],
+            Self::ValidatePod => &PODS,
             Self::ValidateNode => &NODES,
             Self::ValidatePolicy => &POLICIES,
             Self::ValidateWorkload => &WORKLOADS,
@@ -91,7 +93,14 @@ impl Endpoint {
     }
 }
 
-const PODS: [Taken; 1] = [taken("v1", "Pod", "pods")];
+/// Pods, and all the ways to write a pod's annotations: those of a Binding are copied to its
+/// pod.
+const PODS: [Taken; 4] = [
+    taken("v1", "Pod", "pods"),
+    taken("v1", "Pod", "pods/status"),
+    taken("v1", "Binding", "pods/binding"),
+    taken("v1", "Binding", "bindings"),
+];
 const NODES: [Taken; 1] = [taken("v1", "Node", "nodes")];
 const POLICIES: [Taken; 1] = [taken(
     "vpcresources.k8s.aws/v1beta1",

@@ -13,6 +13,10 @@ pub const FARGATE_POD_SG: &str = "fargate.amazonaws.com/pod-sg";
 /// The label that marks a Fargate pod; its value is the profile's name.
 pub const FARGATE_PROFILE: &str = "eks.amazonaws.com/fargate-profile";
 
+/// The scheduler of pods that run on Fargate. EKS's own webhook names it in each pod that a
+/// Fargate profile takes, beside the label [`FARGATE_PROFILE`], which anybody may write.
+pub const FARGATE_SCHEDULER: &str = "fargate-scheduler";
+
 /// The well-known label for a node's operating system.
 pub const OS_LABEL: &str = "kubernetes.io/os";
 
@@ -53,6 +57,12 @@ pub const ENFORCED: &str = "/enforced";
 /// The namespace label that selects the fail-closed twin of each webhook entry.
 pub const ENFORCE_LABEL: &str = "vpcresources.k8s.aws/enforce";
 
+/// The value of [`ENFORCE_LABEL`] that counts.
+pub const ENFORCED_VALUE: &str = "true";
+
+/// In whose name fields are applied (server-side apply), which says whose they are.
+pub const FIELD_MANAGER: &str = "sgp";
+
 /// Where pods start whatever becomes of us: the cluster's own namespace and ours.
 pub const NEVER_ENFORCED: [&str; 2] = ["kube-system", "sgp-system"];
 
@@ -89,6 +99,19 @@ pub const POLICY_ENDPOINT_EDITORS: [&str; 5] = [
 
 /// Keeps a CNINode until its interfaces are gone from EC2.
 pub const CNI_NODE_FINALIZER: &str = "networking.k8s.aws/resource-cleanup";
+
+/// The user that the VPC CNI plugin is to the API server.
+pub const CNI_USER: &str = "system:serviceaccount:kube-system:aws-node";
+
+/// The users that EKS's own controller is to the API server: in the cluster, and as a part of
+/// its control plane.
+pub const EKS_CONTROLLER_USERS: [&str; 2] = [
+    "system:serviceaccount:kube-system:eks-vpc-resource-controller",
+    "eks:vpc-resource-controller",
+];
+
+/// The user that our allocator is to the API server where it is installed as our manifests do.
+pub const ALLOCATOR_USER: &str = "system:serviceaccount:sgp-system:sgp";
 
 /// Where the VPC CNI plugin and its settings live.
 pub const CNI_NAMESPACE: &str = "kube-system";

@@ -26,6 +26,9 @@ use crate::telemetry::metrics;
 
 /// Run the allocator, which makes trunk and branch interfaces in EC2
 ///
+/// It also labels the namespaces that have a SecurityGroupPolicy, so that no pod is created there
+/// while no webhook answers.
+///
 /// Of several, the holder of a Lease works; the others answer the webhooks beside them and
 /// take over. Credentials, region and endpoint are found as by AWS's SDKs: environment
 /// (AWS_REGION, AWS_ENDPOINT_URL_EC2 and others), profile (not with SSO or a credential
@@ -83,7 +86,9 @@ pub(super) struct AllocatorArgs {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, help_heading = "Election")]
     lease_duration: Duration,
 
-    /// Namespace of the Lease
+    /// Namespace of the Lease, which is the one that webhook and allocators run in
+    ///
+    /// Its pods and those of kube-system are created whatever becomes of the webhook.
     #[arg(
         long,
         value_name = "NAME",
@@ -112,7 +117,7 @@ enum EniBackend {
     /// This program, through EC2's API; AWS opens the calls about trunks to admitted accounts
     #[default]
     Ec2,
-    /// EKS's own controller; this program only answers webhooks and changes nothing
+    /// EKS's own controller; this program answers webhooks and labels namespaces
     Eks,
 }
 
@@ -184,24 +189,24 @@ impl AllocatorArgs {
         let allocator_metrics = AllocatorMetrics::register(&mut registry);
         let (leadership, leads) = watch::channel(Leadership::default());
         let ec2 = AwsEc2::connect(ec2_metrics).await?;
-        let ec2 = ec2.only_while(move || leads.borrow().is_held());
+        let makes_interfaces = self.eni_backend == EniBackend::Ec2;
+        let ec2 = ec2.only_while(move || makes_interfaces && leads.borrow().is_held());
 
-        let election = match self.eni_backend {
-            EniBackend::Ec2 => Some(Election::new(
-                client.clone(),
-                &self.lease_namespace,
-                &self.lease_name,
-                &self.identity(),
-                self.lease_duration,
-            )),
-            EniBackend::Eks => None,
-        };
+        let election = Election::new(
+            client.clone(),
+            &self.lease_namespace,
+            &self.lease_name,
+            &self.identity(),
+            self.lease_duration,
+        );
         let is_ready = Arc::new(AtomicBool::new(false));
         let allocator = Allocator {
             client,
             ec2: Arc::new(ec2),
             election,
             leadership,
+            makes_interfaces,
+            own_namespace: self.lease_namespace,
             socket,
             is_ready: is_ready.clone(),
             metrics: allocator_metrics,

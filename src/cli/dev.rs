@@ -161,6 +161,7 @@ impl DevArgs {
             sgp: env::current_exe().context("this program's own path is unknown")?,
             data_dir: self.data_dir.clone(),
             webhook_arguments: logs.to_arguments(),
+            webhook_replicas: 1,
             cloud: Some(CloudOptions {
                 nodes: self.wanted_nodes(),
                 custom_networking: self.custom_networking,

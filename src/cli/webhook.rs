@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use super::cluster::{ClusterArgs, listen};
 use super::signals::Signals;
 use crate::api::names::{
-    CERTIFICATE_SECRET, MUTATING_WEBHOOK_CONFIGURATION, VALIDATING_WEBHOOK_CONFIGURATION,
+    ALLOCATOR_USER, CERTIFICATE_SECRET, MUTATING_WEBHOOK_CONFIGURATION,
+    VALIDATING_WEBHOOK_CONFIGURATION,
 };
 use crate::policy::{
     GracePeriodPolicy, GroupsPerInterface, MissingGroupPolicy, Settings, UnsupportedPodPolicy,
@@ -169,6 +170,18 @@ pub(super) struct WebhookArgs {
     /// controller is installed under another name than its chart gives it.
     #[arg(long, value_name = "USER", help_heading = "Decisions")]
     policy_endpoint_user: Vec<String>,
+
+    /// User that the allocator is to the API server; may be repeated
+    ///
+    /// Nobody else may write the annotations of pods' interfaces and groups, but for EKS's own
+    /// controller.
+    #[arg(
+        long,
+        value_name = "USER",
+        default_values_t = [ALLOCATOR_USER.to_owned()],
+        help_heading = "Decisions"
+    )]
+    allocator_user: Vec<String>,
 }
 
 impl WebhookArgs {
@@ -238,6 +251,7 @@ impl WebhookArgs {
             groups_per_interface: self.groups_per_interface,
         };
         let editors = Editors {
+            pod_annotations: self.allocator_user.clone(),
             policy_endpoints: self.policy_endpoint_user.clone(),
         };
         let keep_certificate = async {

@@ -10,5 +10,8 @@ pub mod nodes;
 pub mod pod_watch;
 pub mod private_file;
 pub mod sandbox;
+mod service;
+pub mod webhook;
 
 pub use sandbox::{CloudOptions, InstanceFate, Sandbox, SandboxOptions};
+pub use webhook::{Replica, ReplicaOptions};

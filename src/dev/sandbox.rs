@@ -7,15 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    Container, Node, Pod, PodSpec, Service as ServiceObject, ServiceAccount, ServiceSpec,
+};
 use kube::api::{Api, DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::config::{AuthInfo, Kubeconfig, NamedAuthInfo};
 use kube::core::ApiResource;
@@ -24,8 +25,10 @@ use serde_json::json;
 
 use super::allocator::{self, Allocator, AllocatorOptions};
 use super::cloud::{Instance, SimulatedCloud};
-use super::control_plane::{Binaries, ControlPlane, Options, Process, free_port};
+use super::control_plane::{Binaries, ControlPlane, Options, Process};
 use super::nodes::{self, NodeGroup, SandboxNode};
+use super::service::Service;
+use super::webhook::{Replica, ReplicaOptions, ReplicaTemplate};
 use super::{manifests, private_file};
 use crate::api::names::{FARGATE_POD_SG, FARGATE_PROFILE};
 use crate::ec2::simulator::Simulator;
@@ -35,6 +38,11 @@ const VALIDATING: &str = include_str!("../../manifests/base/validating-webhook.y
 
 const NAMESPACE: &str = "sgp-system";
 const SERVICE_ACCOUNT: &str = "sgp";
+/// The Service that the webhook configurations refer to.
+const SERVICE: &str = "sgp-webhook";
+/// What the webhook's certificate is for: the API server's name for it, and those of who calls
+/// it here without a Service.
+const SERVING_NAMES: [&str; 3] = ["sgp-webhook.sgp-system.svc", "localhost", "127.0.0.1"];
 
 /// The name of the allocator that the webhook asks.
 const ALLOCATOR: &str = "allocator";
@@ -55,6 +63,8 @@ pub struct SandboxOptions {
     pub data_dir: Option<PathBuf>,
     /// Further arguments for `sgp webhook`.
     pub webhook_arguments: Vec<String>,
+    /// How many replicas of the webhook there are.
+    pub webhook_replicas: usize,
     /// Nodes, and the simulated EC2 that they are instances of. Without it no pod runs, and
     /// the start is faster.
     pub cloud: Option<CloudOptions>,
@@ -79,6 +89,7 @@ impl SandboxOptions {
             sgp: sgp.into(),
             data_dir: None,
             webhook_arguments: Vec::new(),
+            webhook_replicas: 1,
             cloud: None,
             allocator: None,
         }
@@ -99,14 +110,14 @@ pub enum InstanceFate {
 pub struct Sandbox {
     // Fields are dropped from top to bottom: who talks to somebody ends before them.
     allocator: Option<Allocator>,
-    webhook: Process,
+    webhooks: Vec<Replica>,
+    service: Service,
     cloud: Option<SimulatedCloud>,
     control_plane: ControlPlane,
-    webhook_port: u16,
-    metrics_port: u16,
-    kubeconfig: PathBuf,
+    webhook_template: ReplicaTemplate,
+    /// How many replicas were ever started, for their names.
+    webhooks_started: usize,
     nodes: Vec<SandboxNode>,
-    sgp: PathBuf,
     allocator_options: AllocatorOptions,
 }
 
@@ -131,33 +142,33 @@ impl Sandbox {
         let kubeconfig = service_account_kubeconfig(&control_plane).await?;
 
         progress("starting the webhook");
-        let (webhook_port, metrics_port) = (free_port()?, free_port()?);
-        let mut command = Command::new(&options.sgp);
-        command
-            // Nobody has to learn of its end.
-            .args(["webhook", "--tls-name=127.0.0.1", "--shutdown-delay=0"])
-            .arg(format!("--listen=127.0.0.1:{webhook_port}"))
-            .arg(format!("--metrics-listen=127.0.0.1:{metrics_port}"))
-            .arg("--kubeconfig")
-            .arg(&kubeconfig)
-            .args(&options.webhook_arguments);
+        // Nobody has to learn of its end.
+        let mut arguments = vec!["--shutdown-delay=0".to_owned()];
         if options.allocator.is_some() {
             let socket = allocator::socket(&control_plane, ALLOCATOR);
-            command.arg("--allocator-socket").arg(socket);
+            arguments.push(format!("--allocator-socket={}", socket.display()));
         }
-        let webhook = control_plane.spawn("webhook", command)?;
+        let service = Service::start()?;
+        arguments.extend(SERVING_NAMES.map(|name| format!("--tls-name={name}")));
+        arguments.extend(options.webhook_arguments);
         let mut sandbox = Self {
             allocator: None,
-            webhook,
+            webhooks: Vec::new(),
+            service,
             cloud: None,
             control_plane,
-            webhook_port,
-            metrics_port,
-            kubeconfig,
+            webhook_template: ReplicaTemplate {
+                sgp: options.sgp,
+                kubeconfig,
+                arguments,
+            },
+            webhooks_started: 0,
             nodes: Vec::new(),
-            sgp: options.sgp,
             allocator_options: options.allocator.clone().unwrap_or_default(),
         };
+        for _ in 0..options.webhook_replicas {
+            sandbox.spawn_webhook(&ReplicaOptions::default())?;
+        }
         sandbox.register_webhook().await?;
         if let Some(cloud) = cloud_options {
             // Meanwhile the webhook gets ready.
@@ -199,24 +210,98 @@ impl Sandbox {
         &self.control_plane
     }
 
-    /// The webhook's process.
+    /// The replicas of the webhook, the oldest first. Whichever is dropped is killed.
+    pub fn webhooks(&mut self) -> &mut Vec<Replica> {
+        &mut self.webhooks
+    }
+
+    /// The process of the oldest replica of the webhook, for who has only one.
+    ///
+    /// # Panics
+    ///
+    /// When there is none any more.
+    #[track_caller]
     pub fn webhook(&mut self) -> &mut Process {
-        &mut self.webhook
+        let oldest = self.webhooks.first_mut();
+        oldest.expect("a replica of the webhook").process()
     }
 
-    /// The port on 127.0.0.1 on which the webhook answers the API server.
+    /// Starts a further replica of the webhook, which the API server calls as soon as it is
+    /// ready. The first one's log is `webhook.log`, the second one's `webhook-2.log`.
+    ///
+    /// # Errors
+    ///
+    /// When the program can't be started.
+    pub fn spawn_webhook(&mut self, options: &ReplicaOptions) -> anyhow::Result<&mut Replica> {
+        self.webhooks_started += 1;
+        let name = match self.webhooks_started {
+            1 => "webhook".to_owned(),
+            number => format!("webhook-{number}"),
+        };
+        let replica = Replica::spawn(
+            &name,
+            &self.webhook_template,
+            options,
+            &self.control_plane,
+            &self.service,
+        )?;
+        self.webhooks.push(replica);
+        Ok(self.webhooks.last_mut().expect("just added"))
+    }
+
+    /// Puts a new replica in the place of each, as a Deployment does by default that may have
+    /// one more for the while but none less: one is started and gets ready, then one is ended.
+    ///
+    /// # Errors
+    ///
+    /// When a new one does not get ready, or an old one does not end with exit code 0.
+    pub async fn roll_webhooks(&mut self) -> anyhow::Result<()> {
+        for _ in 0..self.webhooks.len() {
+            let new = self.spawn_webhook(&ReplicaOptions::default())?;
+            new.wait_until_ready().await?;
+            let mut old = self.webhooks.remove(0);
+            let log = old.log_path().to_owned();
+            let name = old.process().name().to_owned();
+            let status = old.stop().await?;
+            ensure!(
+                status.success(),
+                "{name} ended with {status}; its log is {}",
+                log.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The port on 127.0.0.1 on which the webhook answers the API server; that of the oldest
+    /// replica.
+    ///
+    /// # Panics
+    ///
+    /// When there is none any more.
+    #[track_caller]
     pub fn webhook_port(&self) -> u16 {
-        self.webhook_port
+        self.oldest_webhook().port()
     }
 
-    /// The port on 127.0.0.1 on which the webhook serves its metrics.
+    /// The port on 127.0.0.1 on which the webhook serves its metrics; that of the oldest
+    /// replica.
+    ///
+    /// # Panics
+    ///
+    /// When there is none any more.
+    #[track_caller]
     pub fn metrics_port(&self) -> u16 {
-        self.metrics_port
+        self.oldest_webhook().metrics_port()
+    }
+
+    #[track_caller]
+    fn oldest_webhook(&self) -> &Replica {
+        self.webhooks.first().expect("a replica of the webhook")
     }
 
     /// A kubeconfig with exactly the rights of our ServiceAccount.
     pub fn service_account_kubeconfig(&self) -> &Path {
-        &self.kubeconfig
+        &self.webhook_template.kubeconfig
     }
 
     /// The simulated EC2 with its network.
@@ -314,13 +399,13 @@ impl Sandbox {
         let (control_plane, cloud) = (&self.control_plane, self.cloud());
         Allocator::spawn(
             name,
-            &self.sgp,
+            &self.webhook_template.sgp,
             control_plane,
             cloud,
-            &self.kubeconfig,
+            self.service_account_kubeconfig(),
             &options,
         )
-        .with_context(|| format!("{} can't be started", self.sgp.display()))
+        .with_context(|| format!("{} can't be started", self.webhook_template.sgp.display()))
     }
 
     /// Ends everything: our own programs in order, then the rest.
@@ -329,12 +414,30 @@ impl Sandbox {
         if let Some(allocator) = &mut self.allocator {
             let _ = allocator.process().stop(STOP_GRACE);
         }
-        let _ = self.webhook.stop(STOP_GRACE);
+        for webhook in &mut self.webhooks {
+            let _ = webhook.process().stop(STOP_GRACE);
+        }
         drop(self);
     }
 
-    /// Registers the webhook by URL, with everything else as the manifests have it.
+    /// Registers the webhook as the manifests have it, behind the port of our Service.
     async fn register_webhook(&self) -> anyhow::Result<()> {
+        let service = ServiceObject {
+            metadata: ObjectMeta {
+                name: Some(SERVICE.into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(ServiceSpec {
+                type_: Some("ExternalName".into()),
+                external_name: Some("localhost".into()),
+                ..ServiceSpec::default()
+            }),
+            ..ServiceObject::default()
+        };
+        let api = Api::<ServiceObject>::namespaced(self.control_plane.client(), NAMESPACE);
+        let parameters = PatchParams::apply(manifests::FIELD_MANAGER).force();
+        let patch = Patch::Apply(&service);
+        api.patch(SERVICE, &parameters, &patch).await?;
         self.register::<MutatingWebhookConfiguration>(MUTATING)
             .await?;
         self.register::<ValidatingWebhookConfiguration>(VALIDATING)
@@ -345,10 +448,10 @@ impl Sandbox {
         let mut configuration: DynamicObject = serde_saphyr::from_str(manifest)?;
         let webhooks = configuration.data["webhooks"].as_array_mut();
         for webhook in webhooks.into_iter().flatten() {
-            let path = webhook["clientConfig"]["service"]["path"].as_str();
-            let path = path.context("a webhook entry without a path")?;
-            let url = format!("https://127.0.0.1:{}{path}", self.webhook_port);
-            webhook["clientConfig"] = json!({ "url": url });
+            let client_config = &mut webhook["clientConfig"];
+            let name = client_config["service"]["name"].as_str();
+            ensure!(name == Some(SERVICE), "a webhook entry of another Service");
+            client_config["service"]["port"] = json!(self.service.port());
         }
         let resource = ApiResource::erase::<K>(&());
         let api = Api::<DynamicObject>::all_with(self.control_plane.client(), &resource);
@@ -362,6 +465,9 @@ impl Sandbox {
     /// Waits until the API server asks the webhook, which shows in a dry run of a Fargate
     /// pod: the webhook never leaves it an annotation that it brought along.
     async fn wait_for_webhook(&mut self) -> anyhow::Result<()> {
+        for webhook in &mut self.webhooks {
+            webhook.wait_until_ready().await?;
+        }
         const BROUGHT: &str = "brought-along";
         let pod = Pod {
             metadata: ObjectMeta {
@@ -388,12 +494,6 @@ impl Sandbox {
         let mut last = String::new();
         let asked = async {
             loop {
-                if let Some(status) = self.webhook.try_wait()? {
-                    bail!(
-                        "the webhook ended with {status}:\n{}",
-                        self.webhook.last_log_lines()
-                    );
-                }
                 // Before it trusts the webhook's CA, the API server lets pods in unasked.
                 last = match api.create(&dry_run, &pod).await {
                     Ok(admitted) => match admitted.annotations().get(FARGATE_POD_SG) {
@@ -410,11 +510,12 @@ impl Sandbox {
         }
         // It may be that somebody else has ended.
         self.control_plane.check()?;
+        let logs = self.webhooks.iter_mut();
+        let logs = logs.map(|webhook| webhook.process().last_log_lines());
         bail!(
-            "the API server did not call the webhook within {} s, {last}; the end of the \
-             webhook's log:\n{}",
+            "the API server did not call the webhook within {} s, {last}; the end of its log:\n{}",
             WEBHOOK_TIMEOUT.as_secs(),
-            self.webhook.last_log_lines()
+            logs.collect::<Vec<_>>().join("\n")
         )
     }
 }

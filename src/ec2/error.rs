@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A call to EC2 that failed.
 ///
-/// Whether it took effect is not known unless its class says so.
+/// Whether it took effect is not known unless its class or `had_no_effect` says so.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{call}: {code}: {message}")]
 pub struct Ec2Error {
@@ -17,6 +17,9 @@ pub struct Ec2Error {
     pub code: String,
     /// EC2's words, and what to do where they don't say it.
     pub message: String,
+    /// Whether EC2 has certainly done nothing of what was asked for: it was turned away, or
+    /// never sent, and there was no other attempt.
+    pub had_no_effect: bool,
 }
 
 /// The code of a call that got no answer: none in time, a connection that was refused or
@@ -44,9 +47,11 @@ impl Ec2Error {
     /// A failure with the class of its code.
     pub fn new(call: &'static str, code: impl Into<String>, message: impl Into<String>) -> Self {
         let code = code.into();
+        let class = classify(&code);
         Self {
             call,
-            class: classify(&code),
+            class,
+            had_no_effect: class == ErrorClass::Throttled || code == NOT_SENT,
             code,
             message: message.into(),
         }

@@ -58,24 +58,31 @@ where
     };
     let mut next = pin!(next_turn());
     let mut last_failure = None;
-    loop {
+    let mut is_alone = true;
+    let answer = loop {
         tokio::select! {
             biased;
             Some(answer) = under_way.next() => match answer {
                 Err(error) if !error.is_conclusive() && !under_way.is_empty() => {
                     last_failure = Some(error);
                 }
-                answer => return answer,
+                answer => break answer,
             },
             () = &mut give_up => {
-                return Err(last_failure.unwrap_or_else(|| no_answer(call)));
+                break Err(last_failure.unwrap_or_else(|| no_answer(call)));
             }
             () = &mut next => {
+                is_alone = false;
                 under_way.push(send());
                 next.set(next_turn());
             }
         }
-    }
+    };
+    answer.map_err(|mut error| {
+        // What became of the other attempts, nobody knows.
+        error.had_no_effect &= is_alone;
+        error
+    })
 }
 
 fn no_answer(call: &'static str) -> Ec2Error {
@@ -155,6 +162,37 @@ mod tests {
         for code in ["NoAnswer", "InternalError", "RequestLimitExceeded"] {
             let beside = play(&[], &[(4_000, Ok("first")), (10, Err(code))]).await;
             assert_eq!(beside, (Ok("first"), 4_000, vec![0, 2_500]), "{code}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_was_turned_away_had_no_effect_if_it_was_the_only_attempt() {
+        let attempts = RefCell::new(Vec::new());
+        for (outcomes, had_no_effect) in [
+            (vec![(10, "RequestLimitExceeded")], true),
+            (vec![(10, "NotSent")], true),
+            (vec![(10, "NoAnswer")], false),
+            (vec![(10, "InvalidParameterValue")], false),
+            // The first may have been done.
+            (
+                vec![(3_000, "NoAnswer"), (1_000, "RequestLimitExceeded")],
+                false,
+            ),
+            (
+                vec![(3_000, "RequestLimitExceeded"), (1_000, "NotSent")],
+                false,
+            ),
+        ] {
+            *attempts.borrow_mut() = outcomes.clone();
+            let send = || {
+                let (after, code) = attempts.borrow_mut().remove(0);
+                async move {
+                    sleep(Duration::from_millis(after)).await;
+                    Err::<(), _>(Ec2Error::new("AnyCall", code, ""))
+                }
+            };
+            let error = ask("AnyCall", || async {}, send).await.unwrap_err();
+            assert_eq!(error.had_no_effect, had_no_effect, "{outcomes:?}");
         }
     }
 

@@ -30,11 +30,29 @@ const SLOW_DOWN: f64 = 0.5;
 /// Refusals within so long of a slow-down belong to requests that went out before it.
 const ONE_SLOW_DOWN: Duration = Duration::from_millis(200);
 
-/// By how much more each served request raises the rate than the one before it.
+/// So many served requests in a row show nothing: an EC2 that takes two of three requests
+/// serves two in a row as well.
+const NO_SIGN: u32 = 2;
+
+/// By how much more each further request that is served in a row raises the rate than the one
+/// before it.
 ///
-/// So the rate grows with the square of the requests served in a row: by little where every
-/// third is refused, from slowest to fastest within two seconds where none is.
+/// So the rate grows with the square of their number: not at all where every third is refused,
+/// from slowest to fastest within three seconds where none is.
 const GROWTH: f64 = 0.5;
+
+/// Requests that went out within so long before a refused one show how many EC2 takes.
+const WAVE: Duration = Duration::from_secs(1);
+
+/// Fewer refusals than that in a wave show nothing but that EC2 takes fewer.
+const CLEAR_SIGN: usize = 3;
+
+/// How long it is remembered what became of requests; longer than EC2 takes to refuse one.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// One request that went out: when, and which.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Sent(Instant, u64);
 
 /// How many requests may go out by now. Pure: every instant is an argument.
 #[derive(Debug)]
@@ -47,6 +65,9 @@ struct Pace {
     /// While the pace held requests back.
     served_in_a_row: u32,
     slowed_down: Option<Instant>,
+    /// Which requests went out of late, and whether each was refused.
+    sent: BTreeMap<Sent, bool>,
+    number: u64,
 }
 
 impl Pace {
@@ -57,6 +78,8 @@ impl Pace {
             counted: now,
             served_in_a_row: 0,
             slowed_down: None,
+            sent: BTreeMap::new(),
+            number: 0,
         }
     }
 
@@ -72,6 +95,17 @@ impl Pace {
         Err(now + wait + Duration::from_micros(1))
     }
 
+    /// A request goes out.
+    fn sent(&mut self, now: Instant) -> Sent {
+        if let Some(old) = now.checked_sub(REMEMBERED) {
+            self.sent = self.sent.split_off(&Sent(old, 0));
+        }
+        self.number += 1;
+        let sent = Sent(now, self.number);
+        self.sent.insert(sent, false);
+        sent
+    }
+
     fn served(&mut self, now: Instant) {
         self.count(now);
         // Requests that went out as they came show nothing about a higher rate.
@@ -79,21 +113,39 @@ impl Pace {
             return;
         }
         self.served_in_a_row = self.served_in_a_row.saturating_add(1);
-        let growth = GROWTH * f64::from(self.served_in_a_row);
+        let signs = self.served_in_a_row.saturating_sub(NO_SIGN);
+        let growth = GROWTH * f64::from(signs);
         self.rate = (self.rate + growth).min(FASTEST);
     }
 
-    fn throttled(&mut self, now: Instant) {
+    fn throttled(&mut self, sent: Sent, now: Instant) {
         self.count(now);
         self.served_in_a_row = 0;
+        self.sent.insert(sent, true);
         let since = self.slowed_down.map(|at| now.duration_since(at));
-        if since.is_some_and(|since| since < ONE_SLOW_DOWN) {
-            return;
+        if since.is_none_or(|since| since >= ONE_SLOW_DOWN) {
+            self.slowed_down = Some(now);
+            self.rate = (self.rate * SLOW_DOWN).max(SLOWEST);
+            // What was saved up is no use: EC2 has none left.
+            self.tokens = self.tokens.min(1.0);
         }
-        self.slowed_down = Some(now);
-        self.rate = (self.rate * SLOW_DOWN).max(SLOWEST);
-        // What was saved up is no use: EC2 has none left.
-        self.tokens = self.tokens.min(1.0);
+        if let Some(taken) = self.taken_beside(sent) {
+            self.rate = self.rate.min(taken).max(SLOWEST);
+            self.tokens = self.tokens.min(1.0);
+        }
+    }
+
+    /// How many of the requests that went out within a second up to a refused one EC2 took,
+    /// or may still take; `None` if it refused too few of them to tell.
+    ///
+    /// A refusal is answered sooner than what is done, so that requests are counted by when
+    /// they went out, not by when they were answered.
+    fn taken_beside(&self, sent: Sent) -> Option<f64> {
+        let first = Sent(sent.0.checked_sub(WAVE)?, 0);
+        let wave = self.sent.range(first..=sent);
+        let (refused, taken): (Vec<_>, Vec<_>) = wave.partition(|(_, refused)| **refused);
+        let is_clear = refused.len() >= CLEAR_SIGN && refused.len() > taken.len();
+        is_clear.then_some(taken.len() as f64)
     }
 
     fn count(&mut self, now: Instant) {
@@ -170,14 +222,19 @@ impl RateLimiter {
         let _ = called.await;
     }
 
+    /// Learns that a request goes out, whose turn it is.
+    pub fn sent(&self) -> Sent {
+        self.shared.lock().pace.sent(Instant::now())
+    }
+
     /// Learns that EC2 took a request, whatever it made of it.
     pub fn served(&self) {
         self.learn(Pace::served);
     }
 
     /// Learns that EC2 refused a request because there were too many.
-    pub fn throttled(&self) {
-        self.learn(Pace::throttled);
+    pub fn throttled(&self, sent: Sent) {
+        self.learn(|pace, now| pace.throttled(sent, now));
     }
 
     fn learn(&self, what: impl FnOnce(&mut Pace, Instant)) {
@@ -320,12 +377,14 @@ mod tests {
     /// Whether the request was served.
     async fn request(limiter: &RateLimiter, ec2: &RefCell<Bucket>) -> bool {
         limiter.turn(Priority::Allocation).await;
+        let sent = limiter.sent();
         let served = ec2.borrow_mut().admit();
-        sleep(LATENCY).await;
         if served {
+            sleep(LATENCY).await;
             limiter.served();
         } else {
-            limiter.throttled();
+            sleep(LATENCY / 10).await;
+            limiter.throttled(sent);
         }
         served
     }
@@ -362,17 +421,61 @@ mod tests {
     async fn refusals_halve_the_rate_once_in_an_interval_down_to_the_slowest() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
+        let refuse = |pace: &mut Pace, at| {
+            // Each alone in its second, so that it shows nothing of how many EC2 takes.
+            let sent = pace.sent(at - WAVE * 5);
+            pace.throttled(sent, at);
+        };
         for milliseconds in [0, 1, 100, 199] {
-            pace.throttled(now + Duration::from_millis(milliseconds));
+            let at = now + Duration::from_millis(milliseconds);
+            pace.sent.clear();
+            refuse(&mut pace, at);
             assert_eq!(pace.rate, FASTEST / 2.0);
             assert!(pace.tokens <= FASTEST / 2.0);
         }
-        pace.throttled(now + ONE_SLOW_DOWN);
+        pace.sent.clear();
+        refuse(&mut pace, now + ONE_SLOW_DOWN);
         assert_eq!(pace.rate, FASTEST / 4.0);
         for number in 2..20 {
-            pace.throttled(now + ONE_SLOW_DOWN * number);
+            pace.sent.clear();
+            refuse(&mut pace, now + ONE_SLOW_DOWN * number);
         }
         assert_eq!(pace.rate, SLOWEST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_of_what_went_out_together_show_how_many_ec2_takes() {
+        let now = Instant::now();
+        for (together, taken, rate) in [
+            // One or two refusals say only that it was too fast.
+            (2, 0, FASTEST / 2.0),
+            (4, 2, FASTEST / 2.0),
+            // Most were taken.
+            (100, 60, FASTEST / 2.0),
+            (100, 40, 40.0),
+            (60, 5, 5.0),
+            (20, 2, SLOWEST),
+            (20, 0, SLOWEST),
+        ] {
+            let mut pace = Pace::new(now);
+            let sent: Vec<_> = (0..together).map(|_| pace.sent(now)).collect();
+            // The refusals come first, and nobody knows yet what becomes of the others.
+            let at = now + Duration::from_millis(10);
+            for sent in &sent[taken..] {
+                pace.throttled(*sent, at);
+            }
+            assert_eq!(pace.rate, rate, "{taken} of {together}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_long_past_is_forgotten() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        for second in 0..100 {
+            pace.sent(now + Duration::from_secs(second));
+        }
+        assert!(pace.sent.len() <= 11, "{}", pace.sent.len());
     }
 
     #[tokio::test(start_paused = true)]
@@ -387,12 +490,16 @@ mod tests {
                 pace.rate
             })
             .collect();
-        assert_eq!(rates[0], SLOWEST + GROWTH);
-        assert_eq!(rates[1], SLOWEST + 3.0 * GROWTH);
+        assert_eq!(rates[..2], [SLOWEST, SLOWEST], "two show nothing");
+        assert_eq!(rates[2], SLOWEST + GROWTH);
+        assert_eq!(rates[3], SLOWEST + 3.0 * GROWTH);
         assert_eq!(rates[49], FASTEST);
 
-        pace.throttled(now);
-        pace.served(now);
+        let sent = pace.sent(now);
+        pace.throttled(sent, now);
+        for _ in 0..3 {
+            pace.served(now);
+        }
         assert_eq!(pace.rate, FASTEST / 2.0 + GROWTH, "they count from one");
 
         pace.tokens = 1.0;
@@ -440,7 +547,8 @@ mod tests {
             let (served, refused) = (ec2.borrow().served as f64, ec2.borrow().refused as f64);
             let share = refused / (served + refused);
             let used = served / (rate * 120.0);
-            assert!(share < 0.5, "{rate} a second: {share} are refused");
+            // Also where EC2 takes less than the slowest.
+            assert!(share < 0.4, "{rate} a second: {share} are refused");
             assert!(used > 0.75, "{rate} a second: {used} of it are used");
         }
     }

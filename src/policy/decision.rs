@@ -9,6 +9,7 @@ use super::index::NamespacePolicies;
 use super::labels::Labels;
 use super::pod::{LabelPairs, Pod};
 use crate::api::SecurityGroupId;
+use crate::api::names::FARGATE_SCHEDULER;
 
 /// The grace period that a pod gets which says none: what the API server defaults to
 /// (Pod API reference, `terminationGracePeriodSeconds`).
@@ -147,6 +148,15 @@ pub enum Denial<'p> {
     /// Groups of it can't be had, as these concerns say, and the operator wants no such pod to
     /// wait for them.
     UnusableGroups(Vec<Concern<'p>>),
+    /// It requests no branch interface, although all webhooks have had their say.
+    NoRequest,
+    /// It has the label of Fargate, which would take it past the branch interface, but no
+    /// Fargate profile has taken it.
+    NotOnFargate,
+    /// Fargate's annotation is not these group ids, joined by `,`.
+    NotItsFargateGroups(String),
+    /// It has Fargate's annotation, but no policy selects it.
+    FargateGroupsUnselected,
 }
 
 /// Decides about a pod at its creation in the namespace of `policies`.
@@ -160,6 +170,26 @@ pub fn decide<'p, L: Labels + ?Sized>(
     // Last, because a creator's own pod matters most where not all can be said.
     let ignored = policies.invalid().map(Concern::IgnoredPolicy);
     decision.concerns.extend(ignored);
+    decision
+}
+
+/// Decides about a pod as it is to be stored, after the last change that anybody can make of
+/// it at its creation: what it lacks is a denial now. There is nothing left to warn of.
+pub fn check<'p, L: Labels + ?Sized>(
+    pod: &Pod<'_>,
+    policies: &'p NamespacePolicies,
+    service_account: ServiceAccount<'_, L>,
+    settings: Settings,
+) -> Decision<'p> {
+    let mut decision = decide_by_valid(pod, policies, service_account, settings);
+    decision.concerns.clear();
+    let changes = std::mem::take(&mut decision.changes);
+    if decision.denial.is_none() {
+        let lacking = changes
+            .into_iter()
+            .find_map(|change| Denial::of_lacking(change, pod));
+        decision.denial = decision.fargate_in_name_only(pod).or(lacking);
+    }
     decision
 }
 
@@ -269,6 +299,11 @@ impl<'p> Decision<'p> {
         }
     }
 
+    fn fargate_in_name_only(&self, pod: &Pod<'_>) -> Option<Denial<'p>> {
+        let is_in_name_only = pod.is_fargate() && pod.scheduler_name() != FARGATE_SCHEDULER;
+        (is_in_name_only && !self.policies.is_empty()).then_some(Denial::NotOnFargate)
+    }
+
     fn decide_branch_interface(&mut self, pod: &Pod<'_>, settings: Settings) {
         if let Some(unsupported) = Unsupported::by(pod) {
             match settings.unsupported_pods {
@@ -333,6 +368,22 @@ impl<'p> Concern<'p> {
             self,
             MalformedGroup(..) | MissingGroup(_) | GroupElsewhere { .. }
         )
+    }
+}
+
+impl Denial<'_> {
+    /// Why a pod is refused that still lacks this change.
+    fn of_lacking(change: Change, pod: &Pod<'_>) -> Option<Self> {
+        match change {
+            Change::RequestBranchInterface => Some(Self::NoRequest),
+            // Absent, the API server sets it to its default.
+            Change::SetGracePeriod(_) => pod
+                .spec
+                .termination_grace_period_seconds
+                .map(|_| Self::GracePeriodZero),
+            Change::SetFargateGroups(ids) => Some(Self::NotItsFargateGroups(ids)),
+            Change::RemoveFargateGroups => Some(Self::FargateGroupsUnselected),
+        }
     }
 }
 
@@ -729,6 +780,75 @@ mod tests {
                 denied,
                 "{spec}"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_pod_still_lacks_at_the_end_is_a_denial() {
+        let requested = json!([{"resources": {"limits": {"vpc.amazonaws.com/pod-eni": "1"}}}]);
+        let label = json!({"eks.amazonaws.com/fargate-profile": "default"});
+        let with_groups = |ids: &str| json!({"labels": label, "annotations": {"fargate.amazonaws.com/pod-sg": ids}});
+        let on_fargate = json!({"schedulerName": "fargate-scheduler"});
+        let set = Settings {
+            grace_period: GracePeriodPolicy::Set,
+            ..Settings::default()
+        };
+        let warn = Settings {
+            grace_period: GracePeriodPolicy::Warn,
+            ..Settings::default()
+        };
+        let at_once = json!({"containers": requested, "terminationGracePeriodSeconds": 0});
+        for (metadata, spec, settings, denial) in [
+            (json!({}), json!({"containers": requested}), set, ""),
+            (json!({}), json!({}), set, "NoRequest"),
+            (json!({}), at_once.clone(), set, "GracePeriodZero"),
+            (json!({}), at_once, warn, ""),
+            (json!({}), json!({"hostNetwork": true}), set, ""),
+            (with_groups(GROUP), on_fargate.clone(), set, ""),
+            (
+                with_groups("sg-9"),
+                on_fargate.clone(),
+                set,
+                "NotItsFargateGroups(\"sg-0123abcd\")",
+            ),
+            (
+                json!({"labels": label}),
+                on_fargate.clone(),
+                set,
+                "NotItsFargateGroups(\"sg-0123abcd\")",
+            ),
+            (with_groups(GROUP), json!({}), set, "NotOnFargate"),
+        ] {
+            let all = policies(&[("all", everything(&[GROUP]))]);
+            let json = pod(metadata, spec).to_string();
+            let pod: Pod = serde_json::from_str(&json).unwrap();
+            let labels = BTreeMap::new();
+            let account = ServiceAccount::Labels(&labels);
+            let decision = check(&pod, &all, account, settings);
+            let denied = decision.denial.map(|denial| format!("{denial:?}"));
+            assert_eq!(denied.unwrap_or_default(), denial, "{json}");
+            assert!(decision.changes.is_empty() && decision.concerns.is_empty());
+        }
+    }
+
+    #[test]
+    fn fargates_annotation_is_refused_where_no_policy_gives_groups() {
+        let label = json!({"eks.amazonaws.com/fargate-profile": "default"});
+        let annotations = json!({"fargate.amazonaws.com/pod-sg": "sg-9"});
+        for (metadata, denied) in [
+            (json!({"labels": label}), false),
+            (json!({"labels": label, "annotations": annotations}), true),
+            (json!({"annotations": annotations}), false),
+        ] {
+            let json = pod(metadata, json!({})).to_string();
+            let pod: Pod = serde_json::from_str(&json).unwrap();
+            let (none, labels) = (policies(&[]), BTreeMap::new());
+            let account = ServiceAccount::Labels(&labels);
+            let decision = check(&pod, &none, account, Settings::default());
+            let denial = decision.denial;
+            let is_denied = matches!(denial, Some(Denial::FargateGroupsUnselected));
+            assert_eq!(is_denied, denied, "{json}");
+            assert_eq!(denial.is_some(), denied, "{json}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub use availability::{Availability, GroupElsewhere};
 pub use compiled::{InvalidPolicy, Policy, PolicyProblem};
 pub use decision::{
     Change, Concern, Decision, Denial, GracePeriodPolicy, MissingGroupPolicy, ServiceAccount,
-    Settings, Unsupported, UnsupportedPodPolicy, decide,
+    Settings, Unsupported, UnsupportedPodPolicy, check, decide,
 };
 pub use field_error::{FieldError, FieldErrorKind};
 pub use groups_per_interface::GroupsPerInterface;

@@ -21,6 +21,9 @@ pub struct Pod<'a> {
     /// What the pod runs and where.
     #[serde(borrow, default)]
     pub spec: PodSpec<'a>,
+    /// What has become of it.
+    #[serde(borrow, default)]
+    status: PodStatus<'a>,
 }
 
 /// The part of a pod's `metadata` that a decision needs.
@@ -47,6 +50,9 @@ pub struct Annotations<'a> {
     /// [`FARGATE_POD_SG`](crate::api::names::FARGATE_POD_SG).
     #[serde(borrow, rename = "fargate.amazonaws.com/pod-sg")]
     pub fargate_groups: Option<Text<'a>>,
+    /// [`POD_ENI`](crate::api::names::POD_ENI).
+    #[serde(borrow, rename = "vpc.amazonaws.com/pod-eni")]
+    pub pod_eni: Option<Text<'a>>,
 }
 
 /// The part of a pod's `spec` that a decision needs.
@@ -63,8 +69,18 @@ pub struct PodSpec<'a> {
     node_selector: Option<NodeSelector<'a>>,
     #[serde(borrow)]
     os: Option<OperatingSystem<'a>>,
+    #[serde(borrow)]
+    scheduler_name: Option<Text<'a>>,
+    #[serde(borrow)]
+    node_name: Option<Text<'a>>,
     containers: Option<Vec<Container>>,
     init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct PodStatus<'a> {
+    #[serde(borrow)]
+    phase: Option<Text<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,6 +131,23 @@ impl Pod<'_> {
     /// Whether the label of Fargate's scheduler is there.
     pub fn is_fargate(&self) -> bool {
         self.labels().get(names::FARGATE_PROFILE).is_some()
+    }
+
+    /// The scheduler that is to find a node; empty while the API server has yet to name one.
+    pub fn scheduler_name(&self) -> &str {
+        self.spec.scheduler_name.as_ref().map_or("", Text::as_str)
+    }
+
+    /// Whether a node has been found.
+    pub fn is_bound(&self) -> bool {
+        let node = self.spec.node_name.as_ref();
+        node.is_some_and(|node| !node.as_str().is_empty())
+    }
+
+    /// Whether its containers have come to their end.
+    pub fn is_finished(&self) -> bool {
+        let phase = self.status.phase.as_ref().map_or("", Text::as_str);
+        ["Succeeded", "Failed"].contains(&phase)
     }
 
     /// The pod's labels; none if the object is missing.
@@ -273,7 +306,7 @@ mod tests {
         let json = json!({
             "metadata": {
                 "labels": {names::FARGATE_PROFILE: "default"},
-                "annotations": {names::FARGATE_POD_SG: "sg-0123abcd"}
+                "annotations": {names::FARGATE_POD_SG: "sg-0123abcd", names::POD_ENI: "[]"}
             },
             "spec": {
                 "nodeSelector": {names::OS_LABEL: names::OS_WINDOWS},
@@ -288,6 +321,7 @@ mod tests {
         assert!(pod.requests_branch_interface());
         let annotations = pod.metadata.annotations.unwrap();
         assert_eq!(annotations.fargate_groups.unwrap().as_str(), "sg-0123abcd");
+        assert_eq!(annotations.pod_eni.unwrap().as_str(), "[]");
     }
 
     #[test]
@@ -357,5 +391,8 @@ mod tests {
         assert!(!pod.is_windows());
         assert!(pod.labels().iter().next().is_none());
         assert!(pod.first_container_resources().is_none());
+        assert_eq!(pod.scheduler_name(), "");
+        assert!(!pod.is_bound());
+        assert!(!pod.is_finished());
     }
 }

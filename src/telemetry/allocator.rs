@@ -30,6 +30,8 @@ pub struct AllocatorMetrics {
     pub allocation_duration: Histogram,
     /// Events that were dropped because the API server was too slow.
     pub events_dropped: Counter,
+    /// Namespaces whose pods are created only while a webhook answers.
+    pub enforced_namespaces: Gauge,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -57,6 +59,10 @@ impl AllocatorMetrics {
         let capacity = gauge(
             "branch_interface_capacity",
             "Branch interfaces that nodes offer to pods",
+        );
+        let enforced_namespaces = gauge(
+            "enforced_namespaces",
+            "Namespaces whose pods are created only while a webhook answers",
         );
         let branches = Family::<StateLabels, Gauge>::default();
         registry.register(
@@ -89,6 +95,7 @@ impl AllocatorMetrics {
             warm: branch("warm"),
             allocation_duration,
             events_dropped,
+            enforced_namespaces,
         }
     }
 }

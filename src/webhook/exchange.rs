@@ -90,14 +90,18 @@ impl Exchange<'_> {
             let (in_group, in_version) = api_version.split_once('/').unwrap_or(("", api_version));
             group == in_group && version == in_version
         };
+        let is_resource = |taken: &str| {
+            let (taken, sub_resource) = taken.split_once('/').unwrap_or((taken, ""));
+            resource.resource.as_str() == taken && request.sub_resource() == sub_resource
+        };
         let is_taken = self.endpoint.takes().iter().any(|taken| {
             let version = taken.api_version;
             kind.kind.as_str() == taken.kind
-                && resource.resource.as_str() == taken.resource
+                && is_resource(taken.resource)
                 && is_version(version, kind.group.as_str(), kind.version.as_str())
                 && is_version(version, resource.group.as_str(), resource.version.as_str())
         });
-        if is_taken && request.sub_resource().is_empty() {
+        if is_taken {
             return Ok(());
         }
         let takes = self.endpoint.takes().iter();

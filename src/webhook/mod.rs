@@ -74,6 +74,8 @@ pub struct Listeners {
 /// Users that may write what others may not, besides EKS's own controllers.
 #[derive(Clone, Debug, Default)]
 pub struct Editors {
+    /// Who may write the annotations of pods' interfaces and groups: the allocator.
+    pub pod_annotations: Vec<String>,
     /// Who may edit PolicyEndpoints.
     pub policy_endpoints: Vec<String>,
 }

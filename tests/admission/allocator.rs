@@ -21,21 +21,16 @@ use sgp::ec2::instance_limits::InstanceLimits;
 use tokio::sync::{oneshot, watch};
 
 use crate::cluster::{
-    FARGATE_GROUPS, GROUP, Namespace, Output, eventually, pod, requests_interface, start,
+    FARGATE_GROUPS, GROUP, Namespace, Output, eventually, everything, kubectl, pod, policy,
+    requests_interface, start,
 };
 use crate::https;
 
 pub const MISSING: &str = "sg-00000000000000001";
 pub const ELSEWHERE: &str = "sg-00000000000000002";
 
-const IS_MISSING: &str = "pod \"web\": security group sg-00000000000000001 of \
-    SecurityGroupPolicy \"all\" does not exist, and no interface can be had with it; name one \
-    that exists in spec.securityGroups.groupIds";
-const IS_ELSEWHERE: &str = "pod \"web\": security group sg-00000000000000002 of \
-    SecurityGroupPolicy \"all\" is in vpc-2, and no interface can be had with it; name one of \
-    the cluster's vpc-1";
-const IS_FULL: &str = "pod \"web\" stays Pending until a branch interface is free: pods have all \
-    of those of 2 nodes (SecurityGroupPolicy \"all\"); delete such a pod, or add a node";
+const VPC: &str = "vpc-0000000000000000a";
+const OTHER_VPC: &str = "vpc-0000000000000000b";
 
 struct SecurityGroups;
 
@@ -47,7 +42,7 @@ impl Ec2 for SecurityGroups {
     fn security_groups(&self, ids: Vec<String>) -> Answer<'_, Vec<SecurityGroup>> {
         let known = ids.into_iter().filter(|id| id != MISSING);
         let groups = known.map(|id| SecurityGroup {
-            vpc_id: if id == ELSEWHERE { "vpc-2" } else { "vpc-1" }.to_owned(),
+            vpc_id: if id == ELSEWHERE { OTHER_VPC } else { VPC }.to_owned(),
             id,
         });
         let groups = groups.collect();
@@ -150,7 +145,7 @@ fn view(requested: usize) -> Arc<View> {
         ..NodeView::default()
     };
     Arc::new(View {
-        vpc_id: Some("vpc-1".to_owned()),
+        vpc_id: Some(VPC.to_owned()),
         nodes: vec![node("one"), node("two")],
         ..View::default()
     })
@@ -207,20 +202,26 @@ fn unanswered(sandbox: &Sandbox) -> u64 {
     count.parse().unwrap()
 }
 
-#[test]
-fn creator_is_told_which_groups_are_missing_and_that_no_interface_is_free() {
+/// A pod's creator is told which groups are missing and that no interface is free.
+pub fn creator_is_told(texts: &[String]) {
+    let [missing, elsewhere, full] = &texts.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    else {
+        panic!("three texts");
+    };
+    let not_to_be_had = [*missing, *elsewhere];
+    let is_full = *full;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("allocator");
     let allocator = Allocator::start(&path);
     let sandbox = asking(&path, &[]);
     let namespace = Namespace::of(sandbox);
     gives(&namespace, &[GROUP, MISSING, ELSEWHERE]);
-    let told = warned(&namespace, &web(), &[IS_MISSING, IS_ELSEWHERE]);
+    let told = warned(&namespace, &web(), &not_to_be_had);
     assert!(requests_interface(&told.json()), "it waits for its groups");
 
     let fargate = json!({"labels": {"app": "web", "eks.amazonaws.com/fargate-profile": "a"}});
-    let fargate = pod(fargate, json!({}));
-    let told = warned(&namespace, &fargate, &[IS_MISSING, IS_ELSEWHERE]).json();
+    let fargate = pod(fargate, json!({"schedulerName": "fargate-scheduler"}));
+    let told = warned(&namespace, &fargate, &not_to_be_had).json();
     let groups = [GROUP, MISSING, ELSEWHERE].join(",");
     assert_eq!(told["metadata"]["annotations"][FARGATE_GROUPS], groups);
     let without_groups = namespace.dry_run(&pod(json!({}), json!({}))).ok();
@@ -231,34 +232,60 @@ fn creator_is_told_which_groups_are_missing_and_that_no_interface_is_free() {
     let roomy = full.dry_run(&web()).ok();
     assert!(roomy.warnings().is_empty(), "{roomy:#?}");
     allocator.show(9);
-    warned(&full, &web(), &[IS_FULL]);
+    warned(&full, &web(), &[is_full]);
     // Interfaces of nodes are nothing to Fargate.
     let tried = full.dry_run(&fargate).ok();
     assert!(tried.warnings().is_empty(), "{tried:#?}");
     allocator.stop();
 }
 
-#[test]
-fn pod_with_a_missing_group_is_refused_if_the_operator_says_so_and_the_allocator_knows() {
+/// Stores a policy as if there were no webhook that looks at policies.
+fn store_unasked(namespace: &Namespace, sandbox: &Sandbox, policy: &Value) {
+    let configuration = "validatingwebhookconfiguration/vpc-resource-validating-webhook";
+    let removal = json!({"webhooks": [{"$patch": "delete", "name": "vsgp.vpc.k8s.aws"}]});
+    let patch = format!("--patch={removal}");
+    let arguments = ["patch", configuration, "--type=strategic", &patch];
+    kubectl(sandbox, &arguments, None).ok();
+    // The API server learns of it by a watch of its own.
+    eventually("the policy to be stored", || {
+        namespace.apply(policy).success.then_some(())
+    });
+}
+
+/// A pod with a missing group is refused if the operator says so and the allocator knows.
+pub fn creator_is_refused(texts: &[String]) {
+    let [missing, elsewhere, malformed] = texts else {
+        panic!("three texts");
+    };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("allocator");
     let allocator = Allocator::start(&path);
     let sandbox = asking(&path, &["--missing-groups=deny"]);
     let namespace = Namespace::of(sandbox);
     gives(&namespace, &[GROUP, MISSING]);
-    let refused = eventually("the refusal", || {
-        let tried = namespace.dry_run(&web());
-        (!tried.success).then_some(tried)
-    });
-    let text = format!(
-        "admission webhook \"mpod-enforced.vpc.k8s.aws\" denied the request: {IS_MISSING}\n"
-    );
-    assert!(
-        refused.stderr.contains("Error from server (Forbidden)"),
-        "{refused:#?}"
-    );
-    assert!(refused.stderr.ends_with(&text), "{refused:#?}");
-    assert!(refused.warnings().is_empty(), "{refused:#?}");
+    let is_refused = |namespace: &Namespace, message: &str| {
+        let refused = eventually("the refusal", || {
+            let tried = namespace.dry_run(&web());
+            (!tried.success).then_some(tried)
+        });
+        let entry = "admission webhook \"mpod-enforced.vpc.k8s.aws\"";
+        let text = format!("{entry} denied the request: {message}\n");
+        assert!(
+            refused.stderr.contains("Error from server (Forbidden)"),
+            "{refused:#?}"
+        );
+        assert!(refused.stderr.ends_with(&text), "{refused:#?}");
+        assert!(refused.warnings().is_empty(), "{refused:#?}");
+    };
+    is_refused(&namespace, missing);
+    let other = Namespace::of(sandbox);
+    gives(&other, &[ELSEWHERE]);
+    is_refused(&other, elsewhere);
+    let other = Namespace::of(sandbox);
+    // A cluster may hold such a policy from times before us.
+    let many = policy("many", &everything(&["sg-0000000X"]));
+    store_unasked(&other, sandbox, &many);
+    is_refused(&other, malformed);
 
     // It takes connections and says nothing.
     allocator.stop();

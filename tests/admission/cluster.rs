@@ -26,6 +26,7 @@ pub static STRICT: LazyLock<Sandbox> = LazyLock::new(|| {
         "--grace-period-policy=set",
         "--unsupported-pods=deny",
         "--policy-endpoint-user=system:serviceaccount:netpol:controller",
+        "--allocator-user=carol",
     ])
 });
 
@@ -47,6 +48,39 @@ pub static LENIENT: LazyLock<Sandbox> = LazyLock::new(|| {
     });
     sandbox
 });
+
+/// Lets a user do everything, as far as nobody but the webhook is asked.
+pub fn empower(sandbox: &Sandbox, user: &str) {
+    let name = user.replace(':', "-");
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": format!("test-{name}")},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"
+        },
+        "subjects": [{
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user
+        }]
+    });
+    kubectl(sandbox, &["apply", "-f", "-"], Some(&binding)).ok();
+    let ask = [
+        "auth",
+        "can-i",
+        "*",
+        "*",
+        "--all-namespaces",
+        &format!("--as={user}"),
+    ];
+    eventually("the right to count", || {
+        kubectl(sandbox, &ask, None).success.then_some(())
+    });
+}
+
+/// A Node object of this name without a kubelet.
+pub fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+}
 
 /// Starts a sandbox of one's own. It ends with this process at the latest.
 pub fn start(webhook_arguments: &[&str]) -> Sandbox {
@@ -174,7 +208,8 @@ impl Namespace {
         self.kubectl_with(arguments, None)
     }
 
-    fn kubectl_with(&self, arguments: &[&str], input: Option<&Value>) -> Output {
+    /// The same with an object on standard input.
+    pub fn kubectl_with(&self, arguments: &[&str], input: Option<&Value>) -> Output {
         let namespace = format!("--namespace={}", self.name);
         let arguments: Vec<_> = arguments
             .iter()

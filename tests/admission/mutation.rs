@@ -191,7 +191,8 @@ fn fargate_pod_gets_its_groups_in_an_annotation_and_no_interface() {
     ] {
         let labels = json!({"eks.amazonaws.com/fargate-profile": "default"});
         let metadata = json!({"name": name, "labels": labels, "annotations": brought});
-        let created = namespace.apply(&pod(metadata, json!({}))).ok().json();
+        let spec = json!({"schedulerName": "fargate-scheduler"});
+        let created = namespace.apply(&pod(metadata, spec)).ok().json();
 
         assert_eq!(
             created["metadata"]["annotations"][FARGATE_GROUPS],

@@ -78,7 +78,10 @@ fn groups_of_several_policies_are_united_in_order_of_their_names() {
     // Fargate's annotation is where the webhook shows the groups themselves.
     let labels = json!({"eks.amazonaws.com/fargate-profile": "default"});
     let created = namespace
-        .apply(&pod(json!({"labels": labels}), json!({})))
+        .apply(&pod(
+            json!({"labels": labels}),
+            json!({"schedulerName": "fargate-scheduler"}),
+        ))
         .ok()
         .json();
 

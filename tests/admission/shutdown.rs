@@ -1,5 +1,6 @@
 //! The end of a webhook: others can learn of it, requests that run are answered.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,11 +23,13 @@ const REVIEW: &str = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "Admission
     "kind": {"group": "", "version": "v1", "kind": "Pod"},
     "resource": {"group": "", "version": "v1", "resource": "pods"}}}"#;
 
-/// A webhook beside the sandbox's own, and the folder of its certificate.
-fn second_webhook(
+/// A webhook beside the default sandbox's own, which reaches the API server as this file says,
+/// and the folder of its certificate.
+pub fn second_webhook(
     port: u16,
     pair: &CertifiedKey<KeyPair>,
     name: &str,
+    kubeconfig: &Path,
     shutdown_delay: &str,
 ) -> (Process, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -44,12 +47,16 @@ fn second_webhook(
         .arg("--tls-key")
         .arg(key)
         .arg("--kubeconfig")
-        .arg(control_plane.kubeconfig());
+        .arg(kubeconfig);
     let webhook = control_plane.spawn(name, command).unwrap();
     eventually("the second webhook", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).ok()
     });
     (webhook, folder)
+}
+
+fn admin() -> &'static Path {
+    DEFAULT.control_plane().kubeconfig()
 }
 
 fn terminate(webhook: &Process) {
@@ -61,7 +68,7 @@ fn terminate(webhook: &Process) {
 fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook", "0");
+    let (mut webhook, _files) = second_webhook(port, &pair, "busy-webhook", admin(), "0");
     let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
 
     let review = REVIEW;
@@ -100,7 +107,7 @@ fn request_that_runs_at_the_signal_is_answered_and_then_the_process_ends() {
 fn connections_without_a_request_do_not_hold_up_the_end() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook", "0.5");
+    let (mut webhook, _files) = second_webhook(port, &pair, "idle-webhook", admin(), "0.5");
     let silent = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     block_on(async {
         let http1 = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
@@ -126,7 +133,7 @@ const FOR_EVER: &str = "3600";
 fn port_stays_open_after_readiness_is_gone_and_connections_are_led_away() {
     let port = free_port().unwrap();
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (mut webhook, _files) = second_webhook(port, &pair, "leaving-webhook", FOR_EVER);
+    let (mut webhook, _files) = second_webhook(port, &pair, "leaving-webhook", admin(), FOR_EVER);
     let certificate = pair.cert.pem();
     let connect = async |version| TokioIo::new(connect_trusting(&certificate, port, version).await);
     let get = || {

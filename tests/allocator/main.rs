@@ -7,6 +7,7 @@ mod stage;
 mod capacity;
 mod cooldown;
 mod custom_networking;
+mod enforcement;
 mod groups;
 mod life;
 mod names;

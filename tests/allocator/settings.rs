@@ -16,6 +16,7 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::enforcement;
 use crate::stage::{Setting, Stage, allocatable, eventually};
 
 #[tokio::test]
@@ -93,7 +94,7 @@ async fn table_of_the_operator_sets_how_many_branches_a_type_takes() {
 }
 
 #[tokio::test]
-async fn beside_the_controller_of_eks_it_answers_and_changes_nothing() {
+async fn beside_the_controller_of_eks_it_answers_and_only_labels_namespaces() {
     let mut stage = Stage::start(Setting::default()).await;
     let allocator = stage.sandbox_mut().allocator().unwrap();
     allocator.process().stop(Duration::from_secs(5)).unwrap();
@@ -118,6 +119,8 @@ async fn beside_the_controller_of_eks_it_answers_and_changes_nothing() {
     .await;
     assert_eq!(answer["missing"], json!(["sg-00000000"]));
     assert_eq!(answer["elsewhere"], json!([]));
+
+    enforcement::assert_labels(&stage).await;
 
     let calls = stage.calls();
     let is_harmless = |call: &&String| call.starts_with("Describe") || *call == "RunInstances";

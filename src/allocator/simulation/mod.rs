@@ -75,6 +75,8 @@ enum Standing {
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Done,
+    /// EC2 says that there are too many calls.
+    TurnedAway,
     FailedBefore,
     FailedAfter,
     /// There is no answer, and it takes effect some time later.
@@ -112,6 +114,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let outcome = prop_oneof![
         6 => Just(Outcome::Done),
+        2 => Just(Outcome::TurnedAway),
         2 => Just(Outcome::FailedBefore),
         2 => Just(Outcome::FailedAfter),
         1 => Just(Outcome::Late),
@@ -340,6 +343,8 @@ impl History {
         };
         let result = match outcome {
             Outcome::Done => self.world.carry_out(&call),
+            Outcome::TurnedAway if call.is_one_call() => Err(Failed::Elsewhere),
+            Outcome::TurnedAway => Err(no_answer),
             Outcome::FailedBefore => Err(no_answer),
             Outcome::FailedAfter => {
                 let _ = self.world.carry_out(&call);

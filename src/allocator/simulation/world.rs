@@ -491,6 +491,24 @@ impl Call {
             Action::Annotate { .. } | Action::ConfirmIdle(_)
         )
     }
+
+    /// Whether it is a single call, which nothing precedes that may have had an effect.
+    pub fn is_one_call(&self) -> bool {
+        match self.action {
+            Action::CreateTrunk { .. }
+            | Action::AttachTrunk(_)
+            | Action::DeleteTrunk(_)
+            | Action::Disassociate { .. } => false,
+            Action::SetTrunkGroups(..)
+            | Action::CreateBranch { .. }
+            | Action::Associate { .. }
+            | Action::SetGroups { .. }
+            | Action::Reuse { .. }
+            | Action::Annotate { .. }
+            | Action::ConfirmIdle(_)
+            | Action::DeleteBranch(_) => true,
+        }
+    }
 }
 
 fn ids(group_ids: &[SecurityGroupId]) -> BTreeSet<&str> {

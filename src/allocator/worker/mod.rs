@@ -353,12 +353,10 @@ impl Worker {
                 work.dirty_names
                     .extend(self.cluster.cni_nodes.keys().cloned());
                 self.work = Some(work);
-                self.metrics.leading.set(1);
             }
             (Some(_), false) => {
                 tracing::warn!("not leading any more; everything is left to the next leader");
                 self.work = None;
-                self.metrics.leading.set(0);
             }
             _ => return,
         }

@@ -8,9 +8,9 @@ use super::aws::{Call, Shown};
 use super::{Action, Expected, Step};
 
 /// How long a step waits for what controllers and watches bring about.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long, where many pods start, or a cooldown has to pass first.
-const LONG_PATIENCE: Duration = Duration::from_secs(75);
+const LONG_PATIENCE: Duration = Duration::from_secs(150);
 
 const REQUESTED: &str = r#""vpc.amazonaws.com/pod-eni":"1""#;
 const GREEN_GROUP: &str = "sg-0c584133ac916ab3c";

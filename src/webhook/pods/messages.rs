@@ -5,8 +5,11 @@
 
 use std::fmt::Write;
 
+use super::annotation_guard::Act;
 use crate::api::SecurityGroupId;
+use crate::api::names::{FARGATE_POD_SG, FARGATE_PROFILE, FARGATE_SCHEDULER, POD_ENI};
 use crate::policy::{Concern, Decision, Denial, GroupsPerInterface, Pod, Policy, Unsupported};
+use crate::webhook::cluster::Unknown;
 use crate::webhook::warnings::within_limits;
 
 /// The warnings of a decision, within the API server's limits.
@@ -140,7 +143,85 @@ pub fn denial(
             names(awaiting)
         ),
         Denial::UnusableGroups(concerns) => unusable_groups(&subject, decision, concerns),
+        Denial::NoRequest => format!(
+            "{subject}: {policies} gives it security groups, but no container requests {POD_ENI}, \
+             and without that it starts without them. sgp adds the request at the pod's creation: \
+             another webhook has taken it away since then, or the pod was selected only later, by \
+             a label of another webhook or by a new policy. Try again; if that is of no use, \
+             write {POD_ENI}: \"1\" into limits and requests of the first container, or mend the \
+             other webhook"
+        ),
+        Denial::NotOnFargate => format!(
+            "{subject}: {policies} gives it security groups, but it has the label \
+             {FARGATE_PROFILE} while spec.schedulerName is {:?}, not {FARGATE_SCHEDULER:?}: no \
+             Fargate profile has taken it, and it would start on a node without its groups. Leave \
+             the label out, or make a Fargate profile select the pod",
+            pod.scheduler_name()
+        ),
+        Denial::NotItsFargateGroups(ids) => format!(
+            "{subject}: {policies} gives it security groups, but its annotation {FARGATE_POD_SG} \
+             is not {ids:?}, which sgp writes at its creation: another webhook has changed it \
+             since then, or the policies have changed. Try again; if that is of no use, mend the \
+             other webhook"
+        ),
+        Denial::FargateGroupsUnselected => format!(
+            "{subject}: it has the annotation {FARGATE_POD_SG}, but no SecurityGroupPolicy of \
+             namespace {namespace:?} gives it security groups. Leave the annotation out, and \
+             write a policy that selects the pod"
+        ),
     }
+}
+
+/// The message of a refusal for want of knowledge.
+pub fn undecided(pod: &Pod<'_>, unknown: &Unknown) -> String {
+    format!(
+        "{}: it can't be decided whether a SecurityGroupPolicy selects it: {unknown}. Try again; \
+         controllers do so by themselves",
+        subject(pod)
+    )
+}
+
+/// The message of a refusal of what this user is about to do with an annotation.
+pub fn annotation(pod: &Pod<'_>, name: &str, act: Act, user: &str) -> String {
+    let subject = subject(pod);
+    let verb = match act {
+        Act::BringAlong => "bring along",
+        Act::Set => "set",
+        Act::Change => "change",
+        Act::Remove => "remove",
+    };
+    let (why, otherwise) = match name {
+        FARGATE_POD_SG => (
+            "Fargate takes the pod's security groups from it, which follow from the \
+             SecurityGroupPolicies at its creation",
+            "Leave it as it is; for other groups change the policies and create the pod anew",
+        ),
+        _ => (
+            "the VPC CNI plugin takes the pod's interface from it, and only the allocator knows \
+             which that is",
+            "Leave it as it is; for another interface create the pod anew",
+        ),
+    };
+    match act {
+        Act::BringAlong => format!(
+            "{subject}: user {user:?} may not {verb} the annotation {name}: {why}. Leave it out \
+             of the pod or its template; the allocator writes it once the pod is on a node"
+        ),
+        Act::Set | Act::Change | Act::Remove => format!(
+            "{subject}: user {user:?} may not {verb} the annotation {name}: {why}. {otherwise}. \
+             If the allocator runs as this user, say so to the webhook with --allocator-user"
+        ),
+    }
+}
+
+/// The warning of a deletion by force.
+pub fn forced_deletion(pod: &Pod<'_>) -> String {
+    format!(
+        "{}: deleted with a grace period of 0, it is gone before the VPC CNI plugin can ask for \
+         its address, and its network stays behind on the node; leave --grace-period=0 out \
+         unless the node is gone",
+        subject(pod)
+    )
 }
 
 /// The warnings of the first three groups.

@@ -1,5 +1,8 @@
 //! Pods: what they lack at their creation, and what they may not be or change.
 
+mod annotation_guard;
+mod creation;
+mod forced_deletion;
 pub mod messages;
 mod mutate;
 pub mod patch;

@@ -45,6 +45,11 @@ pub fn warnings(
                     .flat_map(|concern| warning(subject, decision, concern))
                     .collect();
             }
+            // Refused at the last look at a pod only, for what other webhooks made of it.
+            Denial::NoRequest
+            | Denial::NotOnFargate
+            | Denial::NotItsFargateGroups(_)
+            | Denial::FargateGroupsUnselected => return Vec::new(),
         };
         vec![text]
     });
