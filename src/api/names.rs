@@ -103,9 +103,10 @@ pub const CNI_NODE_FINALIZER: &str = "networking.k8s.aws/resource-cleanup";
 /// The user that the VPC CNI plugin is to the API server.
 pub const CNI_USER: &str = "system:serviceaccount:kube-system:aws-node";
 
-/// The users that EKS's own controller is to the API server: in the cluster, and as a part of
-/// its control plane.
-pub const EKS_CONTROLLER_USERS: [&str; 2] = [
+/// The users that EKS's own controller is to the API server: in the cluster, under the name
+/// that its own manifests give it or the one of EKS, and as a part of EKS's control plane.
+pub const EKS_CONTROLLER_USERS: [&str; 3] = [
+    "system:serviceaccount:kube-system:vpc-resource-controller",
     "system:serviceaccount:kube-system:eks-vpc-resource-controller",
     "eks:vpc-resource-controller",
 ];

@@ -344,8 +344,10 @@ fn secret_name(text: &str) -> Result<SecretName, String> {
 }
 
 fn server_name(text: &str) -> Result<ServerName<'static>, String> {
-    let name = ServerName::try_from(text.to_owned());
-    name.map_err(|_| "neither a DNS name nor an IP address".to_owned())
+    // No certificate can carry the final dot.
+    let name = ServerName::try_from(text.to_owned()).ok();
+    let name = name.filter(|_| !text.ends_with('.'));
+    name.ok_or_else(|| "neither a DNS name without a dot at its end nor an IP address".to_owned())
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {

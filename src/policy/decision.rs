@@ -300,7 +300,9 @@ impl<'p> Decision<'p> {
     }
 
     fn fargate_in_name_only(&self, pod: &Pod<'_>) -> Option<Denial<'p>> {
-        let is_in_name_only = pod.is_fargate() && pod.scheduler_name() != FARGATE_SCHEDULER;
+        // Fargate makes a node for each of its pods, after their creation.
+        let is_taken = pod.scheduler_name() == FARGATE_SCHEDULER && !pod.is_bound();
+        let is_in_name_only = pod.is_fargate() && !is_taken;
         (is_in_name_only && !self.policies.is_empty()).then_some(Denial::NotOnFargate)
     }
 

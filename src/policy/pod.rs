@@ -112,10 +112,8 @@ pub struct Resources {
 impl Resources {
     /// Whether a branch interface is among what the container requests.
     pub fn request_branch_interface(self) -> bool {
-        [self.limits, self.requests]
-            .into_iter()
-            .flatten()
-            .any(|quantities| quantities.pod_eni.is_some_and(|eni| !eni.is_zero))
+        let mut lists = [self.limits, self.requests].into_iter().flatten();
+        lists.any(Quantities::have_branch_interface)
     }
 }
 
@@ -125,6 +123,12 @@ pub struct Quantities {
     /// [`POD_ENI`](crate::api::names::POD_ENI).
     #[serde(rename = "vpc.amazonaws.com/pod-eni")]
     pod_eni: Option<Quantity>,
+}
+
+impl Quantities {
+    fn have_branch_interface(self) -> bool {
+        self.pod_eni.is_some_and(|eni| !eni.is_zero)
+    }
 }
 
 impl Pod<'_> {
@@ -181,12 +185,39 @@ impl Pod<'_> {
         names.any(|name| name.as_str() == names::OS_WINDOWS)
     }
 
-    /// Whether some container, whatever its place, requests a branch interface already.
+    /// Whether the pod gets its branch interface: whether its first container is limited to
+    /// some. The VPC CNI plugin looks nowhere else (`AddNetwork` in its
+    /// `pkg/ipamd/rpc_handler.go`).
     pub fn requests_branch_interface(&self) -> bool {
-        let all = [&self.spec.containers, &self.spec.init_containers];
-        let containers = all.into_iter().flatten().flatten();
-        let mut resources = containers.filter_map(|container| container.resources);
-        resources.any(Resources::request_branch_interface)
+        let limits = self.first_container_resources().flatten();
+        let limits = limits.and_then(|resources| resources.limits);
+        limits.is_some_and(Quantities::have_branch_interface)
+    }
+
+    /// Where else than in its first container the pod requests one, of which the scheduler
+    /// takes note and the VPC CNI plugin does not: the field of the spec, the container's place
+    /// in it, and the list in its `resources`.
+    pub fn requests_elsewhere(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, usize, &'static str)> + '_ {
+        let containers = self.spec.containers.iter().flatten().enumerate().skip(1);
+        let init_containers = self.spec.init_containers.iter().flatten().enumerate();
+        let containers = containers.map(|(place, it)| ("containers", place, it));
+        let all =
+            containers.chain(init_containers.map(|(place, it)| ("initContainers", place, it)));
+        all.flat_map(|(field, place, container)| {
+            let resources = container.resources.unwrap_or_default();
+            let lists = [
+                ("limits", resources.limits),
+                ("requests", resources.requests),
+            ];
+            let requesting = lists.into_iter().filter_map(|(list, quantities)| {
+                quantities
+                    .filter(|it| it.have_branch_interface())
+                    .map(|_| list)
+            });
+            requesting.map(move |list| (field, place, list))
+        })
     }
 
     /// The `resources` of the first container: `Some(None)` if that container has none,
@@ -325,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn branch_interface_is_seen_in_any_container_and_either_list() {
+    fn branch_interface_counts_in_the_limits_of_the_first_container_alone() {
         let eni = json!({names::POD_ENI: "1"});
         let other = json!({"cpu": "1"});
         for (containers, init_containers, requested) in [
@@ -335,9 +366,14 @@ mod tests {
                 json!(null),
                 false,
             ),
-            (json!([{}, {"resources": {"limits": eni}}]), json!([]), true),
-            (json!([{"resources": {"requests": eni}}]), json!([]), true),
-            (json!([{}]), json!([{"resources": {"limits": eni}}]), true),
+            (json!([{"resources": {"limits": eni}}, {}]), json!([]), true),
+            (
+                json!([{}, {"resources": {"limits": eni}}]),
+                json!([]),
+                false,
+            ),
+            (json!([{"resources": {"requests": eni}}]), json!([]), false),
+            (json!([{}]), json!([{"resources": {"limits": eni}}]), false),
             (json!(null), json!(null), false),
         ] {
             let spec = json!({"containers": containers, "initContainers": init_containers});

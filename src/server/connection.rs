@@ -32,9 +32,10 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The most bytes of HTTP/1.1 headers, and about the most of answers that wait to be sent.
 const HTTP1_BUFFER: usize = 64 * 1024;
 /// The most bytes of a request's HTTP/2 headers.
-const HTTP2_HEADERS: u32 = 16 * 1024;
-/// Requests of an HTTP/2 connection at a time, as Go's own servers have it.
-const HTTP2_STREAMS: u32 = 250;
+const HTTP2_HEADERS: u32 = 8 * 1024;
+/// Requests of an HTTP/2 connection at a time, whose headers are held together. Go's clients
+/// open another connection for more.
+const HTTP2_STREAMS: u32 = 100;
 /// Bytes that may come for a request, and for all of an HTTP/2 connection, before they are
 /// read.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;

@@ -59,7 +59,8 @@ impl CertificateFiles {
 impl ClientCa {
     /// Reads the file again when it changes.
     pub async fn follow(&self, metrics: &CertificateMetrics) -> Infallible {
-        let mut seen = std::fs::read(self.path()).ok();
+        // It may have changed since it was loaded.
+        let mut seen = None;
         let mut failure = Failure::new(metrics);
         loop {
             tokio::time::sleep(INTERVAL).await;

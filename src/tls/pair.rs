@@ -148,6 +148,7 @@ impl Pair {
         Issued {
             authority: self.authority.clone(),
             at: validity.not_before + BACKDATED,
+            not_before: validity.not_before,
             not_after: validity.not_after,
             has_all_names: self.serving.is_for_all(names),
         }

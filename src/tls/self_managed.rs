@@ -89,6 +89,9 @@ fn way_out(error: &kube::Error) -> &'static str {
         kube::Error::Api(status) if status.code == 404 => {
             ". Create the namespace, or name another one in --certificate-secret"
         }
+        kube::Error::Api(status) if status.code == 422 => {
+            ". Delete the Secret, so that the webhook makes it anew, or name another one in --certificate-secret"
+        }
         _ => "",
     }
 }
@@ -345,8 +348,10 @@ impl SelfManaged {
         } else {
             in_time(&self.shown, self.secrets.create(&parameters, &secret)).await
         };
-        let gone = look.secret.is_some();
-        let done = outcome(written, &self.shown, gone)?;
+        let is_other = |error: &kube::Error| {
+            is_status(error, 409) || (look.secret.is_some() && is_not_found(error))
+        };
+        let done = outcome(written, &self.shown, is_other)?;
         if let Written::Done = done {
             let step = match (current, next) {
                 (_, Source::Fresh) => "next certificate stored",
@@ -374,7 +379,11 @@ impl SelfManaged {
                 .patch(&configuration.name, &parameters, &patch);
             let shown = configuration.shown();
             let written = in_time(&shown, write).await;
-            match outcome(written, &shown, true) {
+            // 422: a test of the patch has failed.
+            let is_other = |error: &kube::Error| {
+                is_status(error, 409) || is_status(error, 422) || is_not_found(error)
+            };
+            match outcome(written, &shown, is_other) {
                 Ok(Written::Done) => {
                     tracing::info!(configuration = shown, "CA bundle written");
                 }
@@ -453,25 +462,22 @@ async fn in_time<T>(
     }
 }
 
-/// What came of a write of something that may be gone by now.
+/// What came of a write. `is_other` says which errors tell that the object is not as it was
+/// seen.
 fn outcome<T>(
     written: Result<T, Failure>,
     object: &str,
-    may_be_gone: bool,
+    is_other: impl Fn(&kube::Error) -> bool,
 ) -> Result<Written, Failure> {
     match written {
         Ok(_) => Ok(Written::Done),
-        Err(Failure::Api { error, .. })
-            if is_conflict(&error) || (may_be_gone && is_not_found(&error)) =>
-        {
+        Err(Failure::Api { error, .. }) if is_other(&error) => {
             Ok(Written::Conflict(object.to_owned()))
         }
         Err(failure) => Err(failure),
     }
 }
 
-/// Whether the object is not as it was seen: 409, or 422 for a JSON patch one of whose tests
-/// has failed.
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 409 | 422))
+fn is_status(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
 }

@@ -93,7 +93,18 @@ pub async fn connect_trusting(
 }
 
 /// Sends one request over a connection of its own.
+#[track_caller]
 pub fn send(sandbox: &Sandbox, version: Version, request: Request<Full<Bytes>>) -> Answer {
+    try_send(sandbox, version, request).unwrap()
+}
+
+/// The same where the webhook may answer before it has the whole request, and close the
+/// connection.
+pub fn try_send(
+    sandbox: &Sandbox,
+    version: Version,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<Answer> {
     block_on(async {
         let stream = TokioIo::new(connect(sandbox, sandbox.webhook_port(), version).await);
         let response = match version {
@@ -110,7 +121,7 @@ pub fn send(sandbox: &Sandbox, version: Version, request: Request<Full<Bytes>>) 
                 sender.send_request(request).await
             }
         };
-        answer(response.unwrap()).await
+        Ok(answer(response?).await)
     })
 }
 

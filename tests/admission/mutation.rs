@@ -78,7 +78,7 @@ fn what_the_first_container_has_is_kept() {
 }
 
 #[test]
-fn interface_that_some_container_requests_already_is_not_requested_twice() {
+fn interface_that_another_container_requests_is_requested_by_the_first_alone() {
     let namespace = Namespace::new();
     namespace.policies(&[("all", everything(&[GROUP]))]);
     let requesting = json!({"limits": {POD_ENI: "1"}});
@@ -101,8 +101,9 @@ fn interface_that_some_container_requests_already_is_not_requested_twice() {
             .apply(&pod(json!({"name": name}), spec))
             .ok()
             .json();
-        let resources = &created["spec"]["containers"][0]["resources"];
-        assert_eq!(*resources, json!({}), "{name}");
+        assert!(requests_interface(&created), "{name}: {created:#}");
+        let requests = created["spec"].to_string().matches(POD_ENI).count();
+        assert_eq!(requests, 2, "{name}: limits and requests of one container");
     }
 }
 

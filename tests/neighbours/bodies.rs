@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::client::{HTTP1, HTTP2, stranger, tls, until_closed};
+use crate::client::{HTTP1, HTTP2, PATIENCE, stranger, tls, until_closed};
 use crate::webhook::{Webhook, pod, post, review};
 
 const MIB: usize = 1024 * 1024;
@@ -105,9 +105,12 @@ async fn hundreds_of_large_bodies_at_a_time_take_no_more_memory_than_a_few() {
             })
         })
         .collect();
-    while webhook.metric("sgp_connections").await < 100 {
-        sleep(Duration::from_millis(50)).await;
-    }
+    let connected = async {
+        while webhook.metric("sgp_connections").await < 100 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, connected).await.expect("connections");
     for _ in 0..5 {
         webhook.serves_others().await;
     }

@@ -1,6 +1,6 @@
 //! Connections that strangers open and leave as they are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -112,6 +112,7 @@ async fn handshake_that_stops_or_trickles_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_that_trickle_hold_up_nobody() {
     let webhook = Webhook::start("headers").await;
+    let begin = Instant::now();
     let neighbours: Vec<_> = (0..200)
         .map(|number| {
             let (ca, port) = (webhook.ca.clone(), webhook.port);
@@ -128,8 +129,13 @@ async fn headers_that_trickle_hold_up_nobody() {
         webhook.serves_others().await;
     }
     webhook.has_stayed_small();
+    // The server's own limit is 120 s.
+    let all_go_on = begin.elapsed() < Duration::from_secs(100);
     for neighbour in &neighbours {
-        assert!(!neighbour.is_finished(), "it goes on all the time");
+        assert!(
+            !all_go_on || !neighbour.is_finished(),
+            "it goes on all the time"
+        );
         neighbour.abort();
     }
     webhook.is_as_before().await;

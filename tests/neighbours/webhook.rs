@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -11,7 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use sgp::dev::control_plane::{Process, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::client::{HTTP1, HTTP2, PATIENCE, tcp, tls};
 use crate::shared_control_plane::CONTROL_PLANE;
@@ -78,12 +79,14 @@ impl Webhook {
         eventually("the webhook", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
-        loop {
-            let ready = webhook.send(HTTP1, get("/readyz")).await;
-            if ready.status == 200 {
-                return webhook;
+        let ready = async {
+            while webhook.send(HTTP1, get("/readyz")).await.status != 200 {
+                sleep(Duration::from_millis(50)).await;
             }
-        }
+        };
+        let ready = timeout(PATIENCE, ready).await;
+        ready.expect("the webhook gets ready");
+        webhook
     }
 
     /// Asks as the kubelet and the API server do: each time over a new connection, and all

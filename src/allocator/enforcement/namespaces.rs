@@ -352,6 +352,9 @@ impl Namespaces {
 
     /// When something is due that no change and no end of a call brings up.
     pub fn wakes_at(&self) -> Option<Instant> {
+        if self.running() >= CALLS_AT_ONCE {
+            return None;
+        }
         let resting = self.attempts.values().filter(|it| !it.is_running);
         resting.map(|it| it.not_before).min()
     }

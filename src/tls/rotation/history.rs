@@ -144,6 +144,7 @@ impl World {
                 not_after,
             },
             at: self.date(),
+            not_before: self.date(),
             not_after,
             has_all_names: true,
         }

@@ -74,6 +74,8 @@ pub struct Issued {
     pub authority: Authority,
     /// When it was made.
     pub at: SystemTime,
+    /// The certificate's first instant.
+    pub not_before: SystemTime,
     /// The certificate's last instant.
     pub not_after: SystemTime,
     /// Whether it is for all names that the webhook is called by.
@@ -131,9 +133,6 @@ impl Schedule {
     /// When a pair is to be replaced: after two thirds of its life, or of the life that it
     /// would have if it were made now.
     fn due(self, issued: &Issued) -> SystemTime {
-        if !issued.has_all_names {
-            return issued.at;
-        }
         let life = issued
             .not_after
             .duration_since(issued.at)
@@ -288,8 +287,9 @@ impl Replica {
         let in_use = self.in_use.as_ref().filter(|it| is_live(&&it.issued));
         let proven = in_use.filter(|it| it.was_current);
 
+        let lacks_names = current.is_some_and(|it| !it.has_all_names) && has_room(sight, now);
         self.serve_another(current, next, in_use, schedule, now)
-            .or_else(|| store_another(current, next, proven, schedule, now))
+            .or_else(|| store_another(current, next, proven, lacks_names, schedule, now))
             .or_else(|| self.trust_others(sight, schedule, now))
             .or_else(|| {
                 self.promote(
@@ -319,6 +319,8 @@ impl Replica {
             return is_needed.then_some(Action::Serve(Source::Next));
         };
         let may = match in_use {
+            // A replica whose clock is ahead has made it. What is served is good for a while.
+            Some(_) if now.date < current.not_before => false,
             Some(it) if it.issued.authority == current.authority => !it.was_current,
             Some(it) if it.was_current => match self.trusted_since.get(&current.authority) {
                 // Trusted when it was first seen, and as a current pair for a grace before.
@@ -357,7 +359,7 @@ impl Replica {
         schedule: Schedule,
         now: Now,
     ) -> Option<Action> {
-        let next = next?;
+        let next = next.filter(|next| now.date >= next.not_before)?;
         let since = *self.trusted_since.get(&next.authority)?;
         let mut entries = sight.configurations.iter().flat_map(|it| &it.entries);
         // Where no other CA is trusted, no call succeeds that could fail.
@@ -400,11 +402,25 @@ impl Replica {
     }
 }
 
+/// The most CAs that an entry trusts before a certificate is replaced only because it lacks a
+/// name. Replicas that are called by different names replace each other's for ever, and no
+/// bundle may outgrow what the API server stores.
+const MOST_AUTHORITIES: usize = 8;
+
+fn has_room(sight: &Sight, now: Now) -> bool {
+    let mut entries = sight.configurations.iter().flat_map(|it| &it.entries);
+    entries.all(|entry| {
+        let live = entry.iter().filter(|it| now.date <= it.not_after);
+        live.count() < MOST_AUTHORITIES
+    })
+}
+
 /// Whether and how the Secret is to be written for a renewal.
 fn store_another(
     current: Option<&Issued>,
     next: Option<&Issued>,
     proven: Option<&InUse>,
+    lacks_names: bool,
     schedule: Schedule,
     now: Now,
 ) -> Option<Action> {
@@ -412,7 +428,7 @@ fn store_another(
     // who start meanwhile can serve, too.
     let restored = current.is_none() && proven.is_some();
     let is_due = current.is_none_or(|current| now.date >= schedule.due(current));
-    let fresh = next.is_none() && is_due;
+    let fresh = next.is_none() && (is_due || lacks_names);
     (restored || fresh).then_some(Action::Store {
         current: match (current, proven) {
             (Some(_), _) => Source::Current,
@@ -464,6 +480,7 @@ mod tests {
         Issued {
             authority: authority(at),
             at: at_date,
+            not_before: at_date,
             not_after,
             has_all_names: true,
         }

@@ -71,7 +71,9 @@ impl Webhook {
             return Answer::denied(Refusal::bad_request(message), Vec::new());
         };
         let namespace = request.namespace();
-        if let Some(known) = self.known(namespace, pod) {
+        // The groups of a Fargate pod are settled for good at its creation.
+        let known = (!pod.is_fargate()).then(|| self.known(namespace, pod));
+        if let Some(known) = known.flatten() {
             let mut decision = self.judge(phase, pod, &known);
             let availability = self.ask_allocator(phase, &decision).await;
             if let Some(availability) = &availability {

@@ -144,7 +144,7 @@ pub fn denial(
         ),
         Denial::UnusableGroups(concerns) => unusable_groups(&subject, decision, concerns),
         Denial::NoRequest => format!(
-            "{subject}: {policies} gives it security groups, but no container requests {POD_ENI}, \
+            "{subject}: {policies} gives it security groups, but its first container does not request {POD_ENI}, \
              and without that it starts without them. sgp adds the request at the pod's creation: \
              another webhook has taken it away since then, or the pod was selected only later, by \
              a label of another webhook or by a new policy. Try again; if that is of no use, \

@@ -25,7 +25,7 @@ pub fn encoded_patch(pod: &Pod<'_>, changes: &[Change]) -> Option<Cow<'static, s
     });
     match changes {
         [] => None,
-        [Change::RequestBranchInterface] => {
+        [Change::RequestBranchInterface] if pod.requests_elsewhere().next().is_none() => {
             let present = present(pod);
             let prepared = PREPARED.iter().find(|(shape, _)| *shape == present);
             prepared.map(|(_, patch)| patch.as_str().into())
@@ -50,7 +50,11 @@ fn present(pod: &Pod<'_>) -> Present {
 /// The smallest patch that makes `changes` to `pod`. Parents that are missing are added.
 fn patch(pod: &Pod<'_>, changes: &[Change]) -> Patch {
     let operations = changes.iter().flat_map(|change| match change {
-        Change::RequestBranchInterface => request_branch_interface(present(pod)),
+        Change::RequestBranchInterface => {
+            let mut operations = request_branch_interface(present(pod));
+            operations.extend(requests_elsewhere(pod));
+            operations
+        }
         Change::SetGracePeriod(seconds) => vec![set_grace_period(pod, *seconds)],
         Change::SetFargateGroups(ids) => vec![set_fargate_groups(pod, ids)],
         Change::RemoveFargateGroups => vec![PatchOperation::Remove(RemoveOperation {
@@ -79,6 +83,17 @@ fn request_branch_interface(present: Present) -> Vec<PatchOperation> {
         }
     };
     lists.map(add_to).into()
+}
+
+/// Takes away what other containers request, so that the scheduler counts one interface: a
+/// pod's first container may be another one than when we looked before.
+fn requests_elsewhere(pod: &Pod<'_>) -> impl Iterator<Item = PatchOperation> {
+    pod.requests_elsewhere().map(|(field, place, list)| {
+        let place = place.to_string();
+        PatchOperation::Remove(RemoveOperation {
+            path: pointer(&["spec", field, &place, "resources", list, POD_ENI]),
+        })
+    })
 }
 
 fn set_grace_period(pod: &Pod<'_>, seconds: i64) -> PatchOperation {
