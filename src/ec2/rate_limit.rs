@@ -4,7 +4,7 @@
 //! programs draw on the same account. So requests go out as fast as they come until EC2
 //! refuses one, and then at a rate that falls with each refusal and rises with what is served.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -20,39 +20,30 @@ use super::metrics::Ec2Metrics;
 const FASTEST: f64 = 200.0;
 
 /// Requests a second when everything is refused: few enough that an EC2 which takes 2 a
-/// second serves more than half of them, enough to notice within half a second that it takes
-/// more.
+/// second serves two of three, enough to notice within a second that it takes more.
 const SLOWEST: f64 = 3.0;
 
 /// What a refusal leaves of the rate.
 const SLOW_DOWN: f64 = 0.5;
 
+/// What EC2 served within so long says what it takes when it begins to refuse.
+const LATELY: Duration = Duration::from_secs(1);
+
+/// Without a refusal for so long, the next one is the beginning of something new.
+const LONG_AGO: Duration = Duration::from_secs(5);
+
 /// Refusals within so long of a slow-down belong to requests that went out before it.
 const ONE_SLOW_DOWN: Duration = Duration::from_millis(200);
 
-/// So many served requests in a row show nothing: an EC2 that takes two of three requests
-/// serves two in a row as well.
-const NO_SIGN: u32 = 2;
-
-/// By how much more each further request that is served in a row raises the rate than the one
-/// before it.
+/// By how much more each served request raises the rate than the one before it.
 ///
-/// So the rate grows with the square of their number: not at all where every third is refused,
-/// from slowest to fastest within three seconds where none is.
+/// So the rate grows with the square of the requests served in a row: by little where every
+/// third is refused, from slowest to fastest within three seconds where none is.
 const GROWTH: f64 = 0.5;
 
-/// Requests that went out within so long before a refused one show how many EC2 takes.
-const WAVE: Duration = Duration::from_secs(1);
-
-/// Fewer refusals than that in a wave show nothing but that EC2 takes fewer.
-const CLEAR_SIGN: usize = 3;
-
-/// How long it is remembered what became of requests; longer than EC2 takes to refuse one.
-const REMEMBERED: Duration = Duration::from_secs(10);
-
-/// One request that went out: when, and which.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Sent(Instant, u64);
+/// With so many requests served in a row the rate begins to grow. Where it grows too far each
+/// time, a third is refused at most.
+const SERVED_BEFORE_GROWTH: u32 = 3;
 
 /// How many requests may go out by now. Pure: every instant is an argument.
 #[derive(Debug)]
@@ -64,10 +55,9 @@ struct Pace {
     counted: Instant,
     /// While the pace held requests back.
     served_in_a_row: u32,
+    /// When requests were served [lately](LATELY).
+    served: VecDeque<Instant>,
     slowed_down: Option<Instant>,
-    /// Which requests went out of late, and whether each was refused.
-    sent: BTreeMap<Sent, bool>,
-    number: u64,
 }
 
 impl Pace {
@@ -77,9 +67,8 @@ impl Pace {
             tokens: FASTEST,
             counted: now,
             served_in_a_row: 0,
+            served: VecDeque::new(),
             slowed_down: None,
-            sent: BTreeMap::new(),
-            number: 0,
         }
     }
 
@@ -95,57 +84,47 @@ impl Pace {
         Err(now + wait + Duration::from_micros(1))
     }
 
-    /// A request goes out.
-    fn sent(&mut self, now: Instant) -> Sent {
-        if let Some(old) = now.checked_sub(REMEMBERED) {
-            self.sent = self.sent.split_off(&Sent(old, 0));
-        }
-        self.number += 1;
-        let sent = Sent(now, self.number);
-        self.sent.insert(sent, false);
-        sent
-    }
-
     fn served(&mut self, now: Instant) {
         self.count(now);
+        self.served.push_back(now);
+        self.forget(now);
         // Requests that went out as they came show nothing about a higher rate.
         if self.tokens >= 1.0 {
             return;
         }
         self.served_in_a_row = self.served_in_a_row.saturating_add(1);
-        let signs = self.served_in_a_row.saturating_sub(NO_SIGN);
-        let growth = GROWTH * f64::from(signs);
+        if self.served_in_a_row < SERVED_BEFORE_GROWTH {
+            return;
+        }
+        let growth = GROWTH * f64::from(self.served_in_a_row);
         self.rate = (self.rate + growth).min(FASTEST);
     }
 
-    fn throttled(&mut self, sent: Sent, now: Instant) {
+    fn throttled(&mut self, now: Instant) {
         self.count(now);
+        self.forget(now);
         self.served_in_a_row = 0;
-        self.sent.insert(sent, true);
         let since = self.slowed_down.map(|at| now.duration_since(at));
-        if since.is_none_or(|since| since >= ONE_SLOW_DOWN) {
-            self.slowed_down = Some(now);
-            self.rate = (self.rate * SLOW_DOWN).max(SLOWEST);
-            // What was saved up is no use: EC2 has none left.
-            self.tokens = self.tokens.min(1.0);
+        if since.is_some_and(|since| since < ONE_SLOW_DOWN) {
+            return;
         }
-        if let Some(taken) = self.taken_beside(sent) {
-            self.rate = self.rate.min(taken).max(SLOWEST);
-            self.tokens = self.tokens.min(1.0);
+        self.slowed_down = Some(now);
+        self.rate *= SLOW_DOWN;
+        // Halving alone would send wave after wave where EC2 takes a hundredth of the rate.
+        if since.is_none_or(|since| since >= LONG_AGO) {
+            let served = self.served.len() as f64 / LATELY.as_secs_f64();
+            self.rate = self.rate.min(served);
         }
+        self.rate = self.rate.max(SLOWEST);
+        // What was saved up is no use: EC2 has none left.
+        self.tokens = self.tokens.min(1.0);
     }
 
-    /// How many of the requests that went out within a second up to a refused one EC2 took,
-    /// or may still take; `None` if it refused too few of them to tell.
-    ///
-    /// A refusal is answered sooner than what is done, so that requests are counted by when
-    /// they went out, not by when they were answered.
-    fn taken_beside(&self, sent: Sent) -> Option<f64> {
-        let first = Sent(sent.0.checked_sub(WAVE)?, 0);
-        let wave = self.sent.range(first..=sent);
-        let (refused, taken): (Vec<_>, Vec<_>) = wave.partition(|(_, refused)| **refused);
-        let is_clear = refused.len() >= CLEAR_SIGN && refused.len() > taken.len();
-        is_clear.then_some(taken.len() as f64)
+    fn forget(&mut self, now: Instant) {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) >= LATELY;
+        while self.served.front().is_some_and(is_old) {
+            self.served.pop_front();
+        }
     }
 
     fn count(&mut self, now: Instant) {
@@ -222,19 +201,14 @@ impl RateLimiter {
         let _ = called.await;
     }
 
-    /// Learns that a request goes out, whose turn it is.
-    pub fn sent(&self) -> Sent {
-        self.shared.lock().pace.sent(Instant::now())
-    }
-
     /// Learns that EC2 took a request, whatever it made of it.
     pub fn served(&self) {
         self.learn(Pace::served);
     }
 
     /// Learns that EC2 refused a request because there were too many.
-    pub fn throttled(&self, sent: Sent) {
-        self.learn(|pace, now| pace.throttled(sent, now));
+    pub fn throttled(&self) {
+        self.learn(Pace::throttled);
     }
 
     fn learn(&self, what: impl FnOnce(&mut Pace, Instant)) {
@@ -377,14 +351,12 @@ mod tests {
     /// Whether the request was served.
     async fn request(limiter: &RateLimiter, ec2: &RefCell<Bucket>) -> bool {
         limiter.turn(Priority::Allocation).await;
-        let sent = limiter.sent();
         let served = ec2.borrow_mut().admit();
+        sleep(LATENCY).await;
         if served {
-            sleep(LATENCY).await;
             limiter.served();
         } else {
-            sleep(LATENCY / 10).await;
-            limiter.throttled(sent);
+            limiter.throttled();
         }
         served
     }
@@ -417,65 +389,47 @@ mod tests {
         assert!((1.9..2.5).contains(&rest), "{rest}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn refusals_halve_the_rate_once_in_an_interval_down_to_the_slowest() {
-        let now = Instant::now();
+    /// A pace whose EC2 serves more than it is asked for.
+    fn well_served(now: Instant) -> Pace {
         let mut pace = Pace::new(now);
-        let refuse = |pace: &mut Pace, at| {
-            // Each alone in its second, so that it shows nothing of how many EC2 takes.
-            let sent = pace.sent(at - WAVE * 5);
-            pace.throttled(sent, at);
-        };
+        for _ in 0..200 {
+            pace.served(now);
+        }
+        pace
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_halve_the_rate_once_in_an_interval_down_to_what_is_served() {
+        let now = Instant::now();
+        let mut pace = well_served(now);
         for milliseconds in [0, 1, 100, 199] {
-            let at = now + Duration::from_millis(milliseconds);
-            pace.sent.clear();
-            refuse(&mut pace, at);
+            pace.throttled(now + Duration::from_millis(milliseconds));
             assert_eq!(pace.rate, FASTEST / 2.0);
             assert!(pace.tokens <= FASTEST / 2.0);
         }
-        pace.sent.clear();
-        refuse(&mut pace, now + ONE_SLOW_DOWN);
+        pace.throttled(now + ONE_SLOW_DOWN);
         assert_eq!(pace.rate, FASTEST / 4.0);
         for number in 2..20 {
-            pace.sent.clear();
-            refuse(&mut pace, now + ONE_SLOW_DOWN * number);
+            pace.throttled(now + ONE_SLOW_DOWN * number);
         }
         assert_eq!(pace.rate, SLOWEST);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_of_what_went_out_together_show_how_many_ec2_takes() {
-        let now = Instant::now();
-        for (together, taken, rate) in [
-            // One or two refusals say only that it was too fast.
-            (2, 0, FASTEST / 2.0),
-            (4, 2, FASTEST / 2.0),
-            // Most were taken.
-            (100, 60, FASTEST / 2.0),
-            (100, 40, 40.0),
-            (60, 5, 5.0),
-            (20, 2, SLOWEST),
-            (20, 0, SLOWEST),
-        ] {
-            let mut pace = Pace::new(now);
-            let sent: Vec<_> = (0..together).map(|_| pace.sent(now)).collect();
-            // The refusals come first, and nobody knows yet what becomes of the others.
-            let at = now + Duration::from_millis(10);
-            for sent in &sent[taken..] {
-                pace.throttled(*sent, at);
-            }
-            assert_eq!(pace.rate, rate, "{taken} of {together}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_long_past_is_forgotten() {
+    async fn first_refusal_shows_what_ec2_takes() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        for second in 0..100 {
-            pace.sent(now + Duration::from_secs(second));
+        for _ in 0..20 {
+            pace.served(now);
         }
-        assert!(pace.sent.len() <= 11, "{}", pace.sent.len());
+        pace.throttled(now);
+        assert_eq!(pace.rate, 20.0);
+
+        pace.rate = FASTEST;
+        pace.throttled(now + LONG_AGO - Duration::from_millis(1));
+        assert_eq!(pace.rate, FASTEST / 2.0, "it goes on");
+        pace.throttled(now + LONG_AGO * 2);
+        assert_eq!(pace.rate, SLOWEST, "nothing was served lately");
     }
 
     #[tokio::test(start_paused = true)]
@@ -490,21 +444,20 @@ mod tests {
                 pace.rate
             })
             .collect();
-        assert_eq!(rates[..2], [SLOWEST, SLOWEST], "two show nothing");
-        assert_eq!(rates[2], SLOWEST + GROWTH);
-        assert_eq!(rates[3], SLOWEST + 3.0 * GROWTH);
+        assert_eq!(rates[..2], [SLOWEST; 2]);
+        assert_eq!(rates[2], SLOWEST + 3.0 * GROWTH);
+        assert_eq!(rates[3], SLOWEST + 7.0 * GROWTH);
         assert_eq!(rates[49], FASTEST);
 
-        let sent = pace.sent(now);
-        pace.throttled(sent, now);
-        for _ in 0..3 {
-            pace.served(now);
-        }
-        assert_eq!(pace.rate, FASTEST / 2.0 + GROWTH, "they count from one");
-
+        let mut pace = well_served(now);
+        pace.throttled(now);
+        pace.tokens = 0.0;
+        pace.served(now);
+        assert_eq!(pace.rate, FASTEST / 2.0, "they count from one");
+        pace.served(now);
         pace.tokens = 1.0;
         pace.served(now);
-        assert_eq!(pace.rate, FASTEST / 2.0 + GROWTH, "nothing was held back");
+        assert_eq!(pace.rate, FASTEST / 2.0, "nothing was held back");
     }
 
     #[tokio::test(start_paused = true)]
@@ -547,8 +500,7 @@ mod tests {
             let (served, refused) = (ec2.borrow().served as f64, ec2.borrow().refused as f64);
             let share = refused / (served + refused);
             let used = served / (rate * 120.0);
-            // Also where EC2 takes less than the slowest.
-            assert!(share < 0.4, "{rate} a second: {share} are refused");
+            assert!(share < 0.5, "{rate} a second: {share} are refused");
             assert!(used > 0.75, "{rate} a second: {used} of it are used");
         }
     }

@@ -820,6 +820,12 @@ mod tests {
                 "NotItsFargateGroups(\"sg-0123abcd\")",
             ),
             (with_groups(GROUP), json!({}), set, "NotOnFargate"),
+            (
+                with_groups(GROUP),
+                json!({"schedulerName": "fargate-scheduler", "nodeName": "node"}),
+                set,
+                "NotOnFargate",
+            ),
         ] {
             let all = policies(&[("all", everything(&[GROUP]))]);
             let json = pod(metadata, spec).to_string();

@@ -200,9 +200,12 @@ fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
     let name = namespace.name.clone();
     namespace.apply(&pod(json!({}), json!({}))).ok();
     let nobody = free_port().unwrap();
-    let mut entries = entries(&["vpod-annotations"], &Neighbour::that_notes());
-    entries[0]["clientConfig"]["url"] = json!(format!("https://127.0.0.1:{nobody}/"));
-    entries[0]["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    let guards = ["vpod-annotations", "vpod-creation"];
+    let mut entries = entries(&guards, &Neighbour::that_notes());
+    for entry in &mut entries {
+        entry["clientConfig"]["url"] = json!(format!("https://127.0.0.1:{nobody}/"));
+        entry["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    }
     register(&STRICT, &name, &entries);
     // One of the allocators of this sandbox's webhook, of whom the conditions know nothing.
     empower(&STRICT, "carol");
@@ -221,6 +224,14 @@ fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
     });
     let why = "failed calling webhook \"vpod-annotations.vpc.k8s.aws\"";
     assert!(refused.stderr.contains(why), "{refused:#?}");
+
+    let annotated = json!({"name": "brought", "annotations": {POD_ENI: "[]"}});
+    let refused = namespace.apply(&pod(annotated, json!({})));
+    let why = "failed calling webhook \"vpod-creation.vpc.k8s.aws\"";
+    assert!(refused.stderr.contains(why), "{refused:#?}");
+    namespace
+        .apply(&pod(json!({"name": "plain"}), json!({})))
+        .ok();
 
     let allocator = "--as=system:serviceaccount:sgp-system:sgp";
     let status = json!({"status": {"phase": "Running"}}).to_string();

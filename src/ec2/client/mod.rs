@@ -181,11 +181,10 @@ impl AwsEc2 {
         let send = || async {
             self.may_begin(call)?;
             let request = self.metrics.begin(call);
-            let sent = self.limiter.sent();
             let answer = send().await;
             let answer = answer.map_err(|error| failures::failure(call, error));
             match &answer {
-                Err(error) if error.class == ErrorClass::Throttled => self.limiter.throttled(sent),
+                Err(error) if error.class == ErrorClass::Throttled => self.limiter.throttled(),
                 Err(error) if !error.is_conclusive() || error.code == NO_CREDENTIALS => {}
                 Err(error) if error.code == NOT_SENT => {}
                 _ => self.limiter.served(),

@@ -770,6 +770,33 @@ mod tests {
     }
 
     #[test]
+    fn replicas_with_different_names_do_not_fill_the_bundles() {
+        let trusted: Vec<u64> = (0..8).collect();
+        let mut scene = Scene::new(Some(0), None, &trusted);
+        scene.sight.stored.current.as_mut().unwrap().has_all_names = false;
+        assert!(matches!(scene.settled_at(9), Action::Wait(_)));
+        // But it is still renewed when it is due.
+        assert_eq!(scene.settled_at(80), store(Source::Current, Source::Fresh));
+    }
+
+    #[test]
+    fn certificate_of_a_replica_whose_clock_is_ahead_is_not_served_before_its_time() {
+        let mut scene = Scene::new(Some(0), None, &[0]);
+        assert!(matches!(scene.settled_at(1), Action::Wait(_)));
+        scene.sight.stored.next = Some(issued(50));
+        scene.trusted("2", [&[0, 50]; 4]);
+        assert!(matches!(scene.settled_at(2), Action::Wait(_)));
+        assert!(matches!(scene.settled_at(2 + GRACE), Action::Wait(_)));
+        // The other replica makes it the current one all the same.
+        scene.sight.stored = Stored {
+            current: Some(issued(50)),
+            next: None,
+        };
+        assert!(matches!(scene.at(40), Action::Wait(_)));
+        assert_eq!(scene.at(50), Action::Serve(Source::Current));
+    }
+
+    #[test]
     fn certificate_with_a_longer_life_than_wanted_is_renewed_early() {
         let mut scene = Scene::new(Some(0), None, &[0]);
         let current = scene.sight.stored.current.as_mut().unwrap();
