@@ -127,6 +127,11 @@ async fn refuses_pods_exactly_where_policies_are(texts: &[String]) {
     kill_webhook(&mut stage);
     let mut lone = pod("lone", json!({}));
     (lone["apiVersion"], lone["kind"]) = (json!("v1"), json!("Pod"));
+    // Our own namespace takes no others.
+    lone["spec"]["securityContext"] =
+        json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}});
+    lone["spec"]["containers"][0]["securityContext"] =
+        json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
     let (is_created, told) = create(&stage, &enforced, &lone);
     assert!(!is_created);
     let [text] = texts else { panic!("{texts:?}") };
