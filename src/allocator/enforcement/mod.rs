@@ -106,9 +106,17 @@ impl Enforcement {
                     }
                 }
                 Some(done) = calls.join_next() => {
-                    if let Ok(Done { due, result }) = done {
-                        let outcome = self.tell(&due, result, &mut is_failing);
-                        namespaces.finished(&due.namespace.name, outcome, Instant::now());
+                    match done {
+                        Ok(Done { due, result }) => {
+                            let outcome = self.tell(&due, result, &mut is_failing);
+                            namespaces.finished(&due.namespace.name, outcome, Instant::now());
+                        }
+                        // A bug, which must not leave a namespace alone for good.
+                        Err(error) => {
+                            tracing::error!(%error, "labelling a namespace was ended by a bug");
+                            calls = JoinSet::new();
+                            namespaces.begin_anew();
+                        }
                     }
                 }
                 () = rest => {}
