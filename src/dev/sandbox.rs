@@ -50,7 +50,7 @@ const ALLOCATOR: &str = "allocator";
 const CLOUD_FILE: &str = "ec2.json";
 
 /// How long the API server may take to call a webhook that it has been told of.
-const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(30);
+const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a program of ours has to end in order.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -513,10 +513,24 @@ impl Sandbox {
         let logs = self.webhooks.iter_mut();
         let logs = logs.map(|webhook| webhook.process().last_log_lines());
         bail!(
-            "the API server did not call the webhook within {} s, {last}; the end of its log:\n{}",
+            "the API server did not call the webhook within {} s, {last}; the end of its log:\n{}\n\
+             what the API server says of its calls:\n{}",
             WEBHOOK_TIMEOUT.as_secs(),
-            logs.collect::<Vec<_>>().join("\n")
+            logs.collect::<Vec<_>>().join("\n"),
+            self.failed_calls()
         )
+    }
+
+    /// The last that the API server has logged of calls of ours.
+    fn failed_calls(&self) -> String {
+        const LINES: usize = 5;
+        let log = self.control_plane.run_dir().join("kube-apiserver.log");
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        let ours: Vec<_> = log
+            .lines()
+            .filter(|it| it.contains("vpc.k8s.aws"))
+            .collect();
+        ours[ours.len().saturating_sub(LINES)..].join("\n")
     }
 }
 

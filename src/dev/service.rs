@@ -42,8 +42,9 @@ use crate::accept::accept;
 /// Between two probes of a replica. Kubelets probe less often, but a cluster takes a pod that
 /// it ends out of its Services at once.
 const PROBE_PERIOD: Duration = Duration::from_millis(100);
-/// How long an answer to a probe may take, as with kubelets.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an answer to a probe may take. Kubelets give it 1 s, but here many clusters share a
+/// machine, and a cluster without its one replica lets pods in unasked.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so many probes without an answer a replica is not ready any more, as with kubelets.
 /// That nobody listens, or that it says so itself, counts at once.
 const SILENT_PROBES: u32 = 3;

@@ -148,9 +148,11 @@ pub(super) fn etcd(binaries: &Binaries, run_dir: &Path, data: &Path, durable: bo
 fn in_folder(program: &Path, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(folder);
-    // etcd reads its flags from the environment too.
+    // etcd reads its flags from the environment too, and the API server would call webhooks
+    // through a proxy, from where nobody finds them.
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("ETCD_") {
+        let upper = name.to_string_lossy().to_uppercase();
+        if upper.starts_with("ETCD_") || upper.ends_with("_PROXY") {
             command.env_remove(name);
         }
     }
