@@ -694,7 +694,8 @@ async fn throttled_requests_slow_the_next_ones_down() {
     let before = cloud.metrics.rate.get();
     cloud.fault("*", Some(1), Moment::Before, error("RequestLimitExceeded"));
     assert_eq!(failure_of(&cloud.ec2).await.class, ErrorClass::Throttled);
-    assert_eq!(cloud.metrics.rate.get(), before / 2.0);
+    // By half at the least: to what was served lately, which is nothing here.
+    assert!(cloud.metrics.rate.get() <= before / 2.0);
     assert_eq!(cloud.metrics.waiting.get(), 0);
 }
 
