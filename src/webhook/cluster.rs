@@ -155,7 +155,7 @@ impl Cluster {
     }
 
     /// The network policies of a namespace as the API server has them now; of a namespace with
-    /// more than [`MOST_NETWORK_POLICIES`], the first.
+    /// more than `MOST_NETWORK_POLICIES`, the first.
     pub async fn ask_network_policies(
         &self,
         namespace: &str,
