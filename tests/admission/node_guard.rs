@@ -148,27 +148,34 @@ pub fn cni_plugin_changes_its_two_labels_and_nothing_else(texts: &[String]) {
 #[test]
 fn whole_updates_and_server_side_apply_are_looked_at_too() {
     create("whole");
-    let read = || {
-        kubectl(&DEFAULT, &["get", "node", "whole", "-o", "json"], None)
-            .ok()
-            .json()
-    };
     let user = format!("--as={AWS_NODE}");
-    let replace = |node: &Value| kubectl(&DEFAULT, &["replace", &user, "-f", "-"], Some(node));
+    // Again where somebody wrote in between, as every client has to: controllers of the
+    // cluster write nodes too.
+    let replace = |change: &dyn Fn(&mut Value)| {
+        eventually("a write that nobody else's write meets", || {
+            let mut node = kubectl(&DEFAULT, &["get", "node", "whole", "-o", "json"], None)
+                .ok()
+                .json();
+            change(&mut node);
+            let output = kubectl(&DEFAULT, &["replace", &user, "-f", "-"], Some(&node));
+            let conflict = output.stderr.starts_with("Error from server (Conflict)");
+            (!conflict).then_some(output)
+        })
+    };
 
-    let mut own = read();
-    own["metadata"]["labels"][TRUNK] = json!("false");
-    replace(&own).ok();
-    let mut others = read();
-    others["metadata"]["labels"]["pool"] = json!("b");
-    others["metadata"]["annotations"]
-        .as_object_mut()
-        .unwrap()
-        .remove("note");
+    replace(&|node| node["metadata"]["labels"][TRUNK] = json!("false")).ok();
+    let others = |node: &mut Value| {
+        node["metadata"]["labels"]["pool"] = json!("b");
+        let annotations = node["metadata"]["annotations"].as_object_mut();
+        annotations.unwrap().remove("note");
+    };
     assert_refused(&replace(&others), "whole", "label pool, annotation note");
     // Whoever wipes out what is noted of who wrote what has nothing to show for himself.
-    others["metadata"]["managedFields"] = json!([{}]);
-    assert_refused(&replace(&others), "whole", "label pool, annotation note");
+    let unseen = |node: &mut Value| {
+        others(node);
+        node["metadata"]["managedFields"] = json!([{}]);
+    };
+    assert_refused(&replace(&unseen), "whole", "label pool, annotation note");
 
     let apply = |labels: Value| {
         let node = json!({
