@@ -13,6 +13,13 @@
 //! One thing shows nowhere: the removal of a field that is noted nowhere, because a webhook
 //! has set it. It counts as a webhook's, which is likelier. Where nothing at all is noted,
 //! everything counts as the caller's.
+//!
+//! Callers can write what is noted themselves, and name the manager as which they write. What
+//! could be gained by that is lost again: notes that are wiped out count as a change, and so
+//! does a change of what somebody has taken [just now](JUST_NOW), for times are of whole seconds
+//! and a second taking within one does not show.
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::node::{Field, ManagedFields, Node};
 use crate::api::names::{CNI_USER, ENI_CONFIG_BY_CNI, HAS_TRUNK_ATTACHED};
@@ -20,14 +27,23 @@ use crate::api::names::{CNI_USER, ENI_CONFIG_BY_CNI, HAS_TRUNK_ATTACHED};
 /// The labels that the CNI plugin may change.
 const ITS_LABELS: [&str; 2] = [HAS_TRUNK_ATTACHED, ENI_CONFIG_BY_CNI];
 
+/// More than lies between the API server's note of a time and our answer, with what their
+/// clocks may differ by.
+const JUST_NOW: SignedDuration = SignedDuration::from_secs(10);
+
 /// Why the CNI plugin's change of a node is refused, if it is.
-pub(super) fn denial(old: &Node, new: &Node) -> Option<String> {
+pub(super) fn denial(old: &Node, new: &Node, now: Timestamp) -> Option<String> {
     const NAMED: usize = 5;
-    let forbidden = new.changes(old).into_iter().filter(|field| {
-        let is_its_own = matches!(field, Field::Label(key) if ITS_LABELS.contains(key));
-        !is_its_own && is_the_callers(*field, old, new)
-    });
-    let forbidden: Vec<_> = forbidden.map(|field| field.to_string()).collect();
+    let is_its_own =
+        |field: &Field<'_>| matches!(field, Field::Label(key) if ITS_LABELS.contains(key));
+    let changes = new.changes(old).into_iter();
+    let forbidden = changes.filter(|field| !is_its_own(field));
+    let forbidden = forbidden.filter(|field| is_the_callers(*field, old, new, now));
+    let mut forbidden: Vec<_> = forbidden.map(|field| field.to_string()).collect();
+    let mut kept = new.kept(old).filter(|field| !is_its_own(field));
+    if kept.any(|field| is_noted(field, old) && !is_noted(field, new)) {
+        forbidden.push("metadata.managedFields".to_owned());
+    }
     if forbidden.is_empty() {
         return None;
     }
@@ -44,18 +60,27 @@ pub(super) fn denial(old: &Node, new: &Node) -> Option<String> {
 }
 
 /// Whether the caller, rather than a webhook, has changed this field.
-fn is_the_callers(field: Field<'_>, old: &Node, new: &Node) -> bool {
-    let (before, after) = (old.managed_fields(), new.managed_fields());
-    if after.is_empty() {
+fn is_the_callers(field: Field<'_>, old: &Node, new: &Node, now: Timestamp) -> bool {
+    if new.managed_fields().is_empty() {
         return true;
     }
-    let mut holders = after.iter().filter(|entry| entry.of(field).is_some());
     if new.has(field) {
-        holders.any(|entry| is_taken(field, entry, before))
+        let is_recent = |entry: &ManagedFields| entry.is_since(now - JUST_NOW);
+        let is_taken = |entry| is_taken(field, entry, old.managed_fields());
+        holders(field, new).any(|entry| is_taken(entry) || is_recent(entry))
     } else {
-        let was_noted = before.iter().any(|entry| entry.of(field).is_some());
-        was_noted && holders.next().is_none()
+        is_noted(field, old) && !is_noted(field, new)
     }
+}
+
+/// The entries of those who have written the field.
+fn holders<'a>(field: Field<'a>, node: &'a Node) -> impl Iterator<Item = &'a ManagedFields> {
+    let entries = node.managed_fields().iter();
+    entries.filter(move |entry| entry.of(field).is_some())
+}
+
+fn is_noted(field: Field<'_>, node: &Node) -> bool {
+    holders(field, node).next().is_some()
 }
 
 /// Whether an entry has the field since this request, or has been renewed by it.
@@ -121,7 +146,11 @@ mod tests {
 
     fn refused(old: &Value, new: &Value) -> Option<String> {
         let parse = |node: &Value| serde_json::from_value::<Node>(node.clone()).unwrap();
-        denial(&parse(old), &parse(new))
+        denial(&parse(old), &parse(new), now())
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-05T00:00:00Z".parse().unwrap()
     }
 
     const LABELS: [&str; 2] = ["f:metadata", "f:labels"];
@@ -197,6 +226,44 @@ mod tests {
         kubelets["f:annotations"] = json!({});
         let told = refused(&node(), &new).unwrap();
         assert!(told.contains("annotation note"), "{told}");
+    }
+
+    /// Times are of whole seconds, and the caller chooses the manager as which he writes.
+    #[test]
+    fn what_was_taken_just_now_counts_whoever_has_it() {
+        let lately = |seconds| {
+            let mut old = node();
+            let time = (now() - SignedDuration::from_secs(seconds)).to_string();
+            old["metadata"]["managedFields"][0]["time"] = json!(time);
+            let mut new = old.clone();
+            new["metadata"]["labels"]["pool"] = json!("b");
+            refused(&old, &new)
+        };
+        for seconds in [0, 10, -3_600] {
+            let told = lately(seconds).unwrap();
+            assert!(told.contains("this changes label pool. Change"), "{told}");
+        }
+        assert_eq!(lately(11), None);
+    }
+
+    #[test]
+    fn wiping_out_what_is_noted_counts_as_a_change() {
+        for entries in [
+            json!([]),
+            json!([node()["metadata"]["managedFields"][ENTRY]]),
+        ] {
+            let mut new = node();
+            new["metadata"]["managedFields"] = entries;
+            let told = refused(&node(), &new).unwrap();
+            assert!(
+                told.contains("changes metadata.managedFields. Change"),
+                "{told}"
+            );
+        }
+        // Its own label is its own, whoever sets it again.
+        let mut new = node();
+        new["metadata"]["managedFields"][ENTRY]["fieldsV1"] = json!({});
+        assert_eq!(refused(&node(), &new), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use k8s_openapi::jiff::Timestamp;
 
 use self::node::Node;
 use super::Webhook;
@@ -34,7 +35,7 @@ fn answer(request: &Request<'_, Node>) -> Answer {
     else {
         return Answer::allowed(None, Vec::new());
     };
-    match guard::denial(old, new) {
+    match guard::denial(old, new, Timestamp::now()) {
         Some(message) => {
             tracing::info!(node = request.name(), message, "change of a node refused");
             Answer::denied(Refusal::forbidden(message), Vec::new())

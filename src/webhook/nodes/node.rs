@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -30,8 +32,8 @@ pub(super) struct ManagedFields {
     manager: Option<String>,
     operation: Option<String>,
     subresource: Option<String>,
-    /// When the manager last took a field.
-    time: Option<String>,
+    /// When the manager last took a field, in whole seconds.
+    time: Option<Time>,
     #[serde(rename = "fieldsV1")]
     fields: Option<Value>,
 }
@@ -61,6 +63,12 @@ impl Node {
     /// Whether the node has the field.
     pub(super) fn has(&self, field: Field<'_>) -> bool {
         self.value(field).is_some()
+    }
+
+    /// The fields that are what they were.
+    pub(super) fn kept<'a>(&'a self, old: &'a Self) -> impl Iterator<Item = Field<'a>> {
+        let is_kept = |field: &Field<'_>| self.value(*field) == old.value(*field);
+        self.fields().filter(is_kept)
     }
 
     /// Who has written what of it.
@@ -108,6 +116,11 @@ impl ManagedFields {
             parts.map(|part| part.as_deref().unwrap_or_default().to_owned())
         };
         identity(self) == identity(other)
+    }
+
+    /// Whether the manager has taken fields since then.
+    pub(super) fn is_since(&self, then: Timestamp) -> bool {
+        self.time.as_ref().is_some_and(|time| time.0 >= then)
     }
 
     /// Whether the manager has taken fields at another time than in `other`.
