@@ -233,14 +233,17 @@ fn what_another_webhook_changes_besides_does_not_count() {
         let metadata = &request["object"]["metadata"];
         let counted = metadata["annotations"]["count"].as_str().unwrap_or("0");
         let count = counted.parse::<u64>().unwrap() + 1;
-        let taints = json!([{"key": "theirs", "effect": "NoSchedule"}]);
         let mut changes = vec![
             json!({"op": "add", "path": "/metadata/annotations/count", "value": count.to_string()}),
             json!({"op": "add", "path": "/metadata/labels/theirs", "value": count.to_string()}),
             json!({"op": "add", "path": "/metadata/labels/pool", "value": "theirs"}),
-            json!({"op": "add", "path": "/spec/taints", "value": taints}),
             json!({"op": "add", "path": "/spec/unschedulable", "value": true}),
         ];
+        // Beside those of the cluster's controllers, which would set theirs again for ever.
+        if request["object"]["spec"]["taints"][0]["key"] != "theirs" {
+            let taint = json!({"key": "theirs", "effect": "NoSchedule"});
+            changes.push(json!({"op": "add", "path": "/spec/taints/0", "value": taint}));
+        }
         if !metadata["annotations"]["note"].is_null() {
             changes.push(json!({"op": "remove", "path": "/metadata/annotations/note"}));
         }
