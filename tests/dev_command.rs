@@ -236,7 +236,7 @@ fn killed_instance_leaves_nothing_and_the_next_start_goes_on_with_its_data() {
 
     let next = Dev::start(&arguments);
     assert_eq!(next.nodes(), nodes, "the same nodes on the same instances");
-    let ready = next.kubectl("wait --for=condition=Ready --timeout=60s nodes --all");
+    let ready = next.kubectl("wait --for=condition=Ready --timeout=120s nodes --all");
     assert_eq!(text(&ready).lines().count(), 5, "{ready:?}");
     let policies = text(&next.kubectl("get securitygrouppolicies"));
     assert!(policies.contains("database-clients"), "{policies}");

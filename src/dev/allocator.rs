@@ -13,7 +13,7 @@ use super::cloud::{CLUSTER_NAME, SimulatedCloud};
 use super::control_plane::{ControlPlane, Process, free_port};
 
 /// How long it may take until it listens.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// How allocators are started.

@@ -33,7 +33,7 @@ const AWS_NODE: &str = include_str!("../../manifests/sandbox/aws-node.yaml");
 pub(super) const FIELD_MANAGER: &str = "sgp-dev";
 
 /// How long the API server may take to serve a definition.
-const DEFINITION_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFINITION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What makes pods' interfaces come from the subnets that ENIConfigs name, and the node label
 /// that names the ENIConfig.

@@ -11,7 +11,7 @@ use super::control_plane::{ControlPlane, Process, free_port};
 use super::service::{Endpoint, Service};
 
 /// How long a replica may take to get ready, on a machine that is busy.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// What a pod has to end in order, by default.
 const STOP_GRACE: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(25);

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    DEFAULT, FARGATE_GROUPS, Namespace, Output, POD_ENI, STRICT, empower, kubectl, node, pod,
+    DEFAULT, FARGATE_GROUPS, Namespace, Output, POD_ENI, STRICT, empower, eventually, kubectl,
+    node, pod,
 };
 use crate::documented::block;
 
@@ -138,14 +139,19 @@ fn there_is_no_way_around_the_guard() {
     assert_eq!(read()["metadata"]["annotations"]["note"], "yes");
 
     // The other sub-resources leave annotations as they are.
-    let mut changed = read();
-    changed["metadata"]["annotations"][POD_ENI] = json!("[]");
     for subresource in ["ephemeralcontainers", "resize"] {
         let path = format!("{namespaced}/pods/web/{subresource}");
         let replace = ["replace", "--raw", &path, "-f", "-"];
-        namespace.kubectl_with(&replace, Some(&changed)).ok();
+        // Again where somebody wrote in between, as every client has to.
+        let replaced = eventually("a write that nobody else's write meets", || {
+            let mut changed = read();
+            changed["metadata"]["annotations"][POD_ENI] = json!("[]");
+            let output = namespace.kubectl_with(&replace, Some(&changed));
+            let conflict = output.stderr.starts_with("Error from server (Conflict)");
+            (!conflict).then_some(output)
+        });
+        replaced.ok();
         assert!(read()["metadata"]["annotations"][POD_ENI].is_null());
-        changed["metadata"]["resourceVersion"] = read()["metadata"]["resourceVersion"].clone();
     }
 }
 

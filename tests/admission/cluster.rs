@@ -122,6 +122,18 @@ impl Output {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
+    /// Whether a pod was refused in an enforced namespace because nobody could be asked in time.
+    fn is_undecided(&self) -> bool {
+        let is_told = |how: &str, entry: &str| {
+            let told = format!("{how} \"{entry}-enforced.vpc.k8s.aws\"");
+            self.stderr.contains(&told)
+        };
+        let is_by = |how: &str| is_told(how, "mpod") || is_told(how, "vpod");
+        let is_denied = is_by("admission webhook");
+        let is_unknown = is_denied && self.stderr.contains("it can't be decided whether");
+        !self.success && (is_unknown || is_by("failed calling webhook"))
+    }
+
     /// The texts of the `Warning:` lines.
     pub fn warnings(&self) -> Vec<&str> {
         self.stderr
@@ -196,7 +208,7 @@ impl Namespace {
             .kubectl(&[
                 "wait",
                 "--for=create",
-                "--timeout=60s",
+                "--timeout=120s",
                 "serviceaccount/default",
             ])
             .ok();
@@ -208,7 +220,8 @@ impl Namespace {
         self.kubectl_with(arguments, None)
     }
 
-    /// The same with an object on standard input.
+    /// The same with an object on standard input. It is done again where the webhook could not
+    /// be asked in time, or could not ask, which happens on a machine that is very busy.
     pub fn kubectl_with(&self, arguments: &[&str], input: Option<&Value>) -> Output {
         let namespace = format!("--namespace={}", self.name);
         let arguments: Vec<_> = arguments
@@ -216,7 +229,10 @@ impl Namespace {
             .copied()
             .chain([namespace.as_str()])
             .collect();
-        kubectl(self.sandbox, &arguments, input)
+        eventually("the webhook's decision", || {
+            let output = kubectl(self.sandbox, &arguments, input);
+            (!output.is_undecided()).then_some(output)
+        })
     }
 
     /// `kubectl apply` of one object; the output is what the API server made of it.

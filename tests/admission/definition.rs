@@ -35,10 +35,15 @@ fn apply_definition(sandbox: &Sandbox) {
     let wait = [
         "wait",
         "--for=condition=Established",
-        "--timeout=60s",
+        "--timeout=120s",
         DEFINITION,
     ];
     run(sandbox, &wait, None);
+    // The API server serves a new resource a moment after it says so.
+    eventually("policies to be served", || {
+        let list = ["get", "securitygrouppolicies", "--all-namespaces"];
+        kubectl(sandbox, &list, None).success.then_some(())
+    });
 }
 
 fn wait_for_metric(port: u16, line: &str) {

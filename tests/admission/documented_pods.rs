@@ -191,7 +191,10 @@ fn api_server_that_is_held_back(text: &str) {
     let configuration = mutating(&namespace.name, &[entry]);
     kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&configuration)).ok();
     let web = pod(json!({}), json!({}));
-    namespace.dry_run(&web).ok();
+    // It may be asked before it knows the cluster.
+    eventually("an answer", || {
+        namespace.dry_run(&web).success.then_some(())
+    });
 
     proxy.is_held.store(true, Ordering::Relaxed);
     let denial = format!(

@@ -5,9 +5,14 @@ use serde_json::json;
 use crate::cluster::{DEFAULT, Namespace, POD_ENI, empower, kubectl, node, pod};
 use crate::documented::block;
 
+/// The pod garbage collector deletes pods of a node that is not there.
+fn make_node() {
+    kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&node("forced"))).ok();
+}
+
 /// A pod on a node, with an interface.
 fn with_interface(namespace: &Namespace, name: &str) {
-    kubectl(&DEFAULT, &["apply", "-f", "-"], Some(&node("forced"))).ok();
+    make_node();
     let pod = pod(json!({"name": name}), json!({"nodeName": "forced"}));
     namespace.apply(&pod).ok();
     annotate(namespace, name);
@@ -84,6 +89,7 @@ fn kubelets_and_controllers_are_told_nothing() {
 #[test]
 fn pods_without_a_network_to_remove_go_without_a_word() {
     let namespace = Namespace::new();
+    make_node();
     let [grace, force] = BY_FORCE;
     let none = pod(json!({"name": "none"}), json!({"nodeName": "forced"}));
     namespace.apply(&none).ok();

@@ -121,17 +121,21 @@ pub fn try_send(
                 sender.send_request(request).await
             }
         };
-        Ok(answer(response?).await)
+        try_answer(response?).await
     })
 }
 
 pub async fn answer(response: Response<hyper::body::Incoming>) -> Answer {
+    try_answer(response).await.unwrap()
+}
+
+async fn try_answer(response: Response<hyper::body::Incoming>) -> hyper::Result<Answer> {
     let status = response.status().as_u16();
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    Answer {
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok(Answer {
         status,
         body: String::from_utf8(body.into()).unwrap(),
-    }
+    })
 }
 
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -4,6 +4,8 @@
 #[macro_use]
 #[path = "../support/documented.rs"]
 mod documented;
+#[path = "../support/stopwatch.rs"]
+mod stopwatch;
 #[path = "../support/waiting.rs"]
 mod waiting;
 

@@ -9,7 +9,7 @@ use sgp::dev::Sandbox;
 use sgp::dev::control_plane::free_port;
 
 use crate::cluster::{
-    DEFAULT, Namespace, POD_ENI, STRICT, empower, eventually, kubectl, node, pod,
+    DEFAULT, Namespace, Output, POD_ENI, STRICT, empower, eventually, kubectl, node, pod,
 };
 use crate::neighbour::Neighbour;
 
@@ -53,7 +53,9 @@ fn unregister(sandbox: &Sandbox, name: &str) {
     kubectl(sandbox, &["delete", &configuration], None).ok();
 }
 
-/// What was asked about objects of a namespace, or of this name: entry, operation, resource.
+/// What was asked about objects of a namespace, or of this name, since the last time: entry,
+/// operation, resource. The API server may ask twice for one change, if another comes in
+/// between; that is one here.
 fn asked(neighbour: &Neighbour, about: &str) -> Vec<String> {
     let asked = neighbour.asked().into_iter();
     let asked = asked.filter(|(_, request)| {
@@ -75,7 +77,9 @@ fn asked(neighbour: &Neighbour, about: &str) -> Vec<String> {
             text(&request["operation"])
         )
     });
-    asked.collect()
+    let mut asked: Vec<_> = asked.collect();
+    asked.dedup();
+    asked
 }
 
 #[test]
@@ -132,48 +136,32 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
     let groups = "fargate.amazonaws.com/pod-sg=sg-1";
     let remove = format!("{POD_ENI}-");
     let noted = json!({"metadata": {"annotations": {POD_ENI: "other"}}});
-    for (done, is_refused) in [
-        (namespace.kubectl(&["label", "pod", "web", "a=b"]), false),
-        (namespace.kubectl(&["annotate", "pod", "web", "a=b"]), false),
-        (namespace.kubectl(&["annotate", "pod", "web", &set]), true),
-        (namespace.kubectl(&["annotate", "pod", "web", groups]), true),
-        (
-            namespace.kubectl(&["annotate", "pod", "web", &set, allocator]),
-            false,
-        ),
-        (namespace.kubectl(&["annotate", "pod", "web", "a-"]), false),
-        (
-            namespace.kubectl(&["annotate", "pod", "web", &remove]),
-            true,
-        ),
-        (
-            namespace.kubectl(&["annotate", "pod", "web", &remove, &eks]),
-            false,
-        ),
-        (status(noted), true),
-        (
-            status(json!({"status": {"phase": "Pending", "message": "a"}})),
-            false,
-        ),
-        (bind("bindings", json!({POD_ENI: "[]"})), true),
-        (bind("pods/web/binding", json!({POD_ENI: "[]"})), true),
-        (bind("pods/web/binding", json!({"a": "b"})), false),
-        (
-            namespace.kubectl(&["delete", "pod", "web", "--wait=false"]),
-            false,
-        ),
-    ] {
-        assert_eq!(!done.success, is_refused, "{done:#?}");
-    }
-    let expected = [
-        "vpod-annotations UPDATE pods",
-        "vpod-annotations UPDATE pods",
-        "vpod-annotations UPDATE pods",
-        "vpod-annotations UPDATE pods/status",
-        "vpod-annotations CREATE bindings",
-        "vpod-annotations CREATE pods/binding",
-    ];
-    assert_eq!(asked(&neighbour, &name), expected);
+    let check = |done: Output, refused: Option<&str>| {
+        assert_eq!(!done.success, refused.is_some(), "{done:#?}");
+        let expected = refused.map(|what| format!("vpod-annotations {what}"));
+        let asked = asked(&neighbour, &name);
+        assert_eq!(asked, Vec::from_iter(expected), "{done:#?}");
+    };
+    let annotate =
+        |arguments: &[&str]| namespace.kubectl(&[&["annotate", "pod", "web"], arguments].concat());
+    check(namespace.kubectl(&["label", "pod", "web", "a=b"]), None);
+    check(annotate(&["a=b"]), None);
+    check(annotate(&[&set]), Some("UPDATE pods"));
+    check(annotate(&[groups]), Some("UPDATE pods"));
+    check(annotate(&[&set, allocator]), None);
+    check(annotate(&["a-"]), None);
+    check(annotate(&[&remove]), Some("UPDATE pods"));
+    check(annotate(&[&remove, &eks]), None);
+    check(status(noted), Some("UPDATE pods/status"));
+    let pending = json!({"status": {"phase": "Pending", "message": "a"}});
+    check(status(pending), None);
+    let brings = || json!({POD_ENI: "[]"});
+    check(bind("bindings", brings()), Some("CREATE bindings"));
+    let binding = "pods/web/binding";
+    check(bind(binding, brings()), Some("CREATE pods/binding"));
+    check(bind(binding, json!({"a": "b"})), None);
+    let delete = ["delete", "pod", "web", "--wait=false"];
+    check(namespace.kubectl(&delete), None);
 
     let system = "--namespace=kube-system";
     let in_system = |arguments: &[&str], input: Option<&Value>| {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::{DEFAULT, eventually};
 use crate::https::{Answer, Version, answer, block_on, connect_trusting, post};
+use crate::stopwatch::Stopwatch;
 
 /// A question that needs nothing to be answered.
 const REVIEW: &str = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
@@ -112,16 +113,12 @@ fn connections_without_a_request_do_not_hold_up_the_end() {
     block_on(async {
         let http1 = connect_trusting(&pair.cert.pem(), port, Version::Http1).await;
         let http2 = connect_trusting(&pair.cert.pem(), port, Version::Http2).await;
-        let begin = Instant::now();
+        let stopwatch = Stopwatch::start(DEFAULT.control_plane().client_config());
         terminate(&webhook);
         let status = eventually("the process to end", || webhook.try_wait().unwrap());
         assert!(status.success(), "{status}");
         // Well below the limits of a handshake and of running requests.
-        assert!(
-            begin.elapsed() < Duration::from_secs(4),
-            "{:?}",
-            begin.elapsed()
-        );
+        stopwatch.assert_within(Duration::from_secs(4));
         drop((http1, http2, silent));
     });
 }

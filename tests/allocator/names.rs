@@ -1,6 +1,7 @@
 //! Pods that follow one another under one name, and pods that go before they have begun.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
@@ -10,6 +11,9 @@ use serde_json::json;
 
 use crate::shared;
 use crate::stage::{Setting, Stage, eventually, object, phase, pod, until};
+
+/// That of the shared stage.
+const COOLDOWN: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn pod_made_anew_under_its_name_has_one_interface_and_never_that_of_the_one_before() {
@@ -33,6 +37,7 @@ async fn pod_made_anew_under_its_name_has_one_interface_and_never_that_of_the_on
 
     let is_there = |pod: Option<&Pod>| pod.is_some();
     let (mut interfaces, mut vlans) = (BTreeSet::new(), BTreeSet::new());
+    let mut released = Vec::new();
     for round in 0..4 {
         until(&scene.pods, "web-0", is_there).await;
         let running = scene.until_runs("web-0").await;
@@ -44,6 +49,7 @@ async fn pod_made_anew_under_its_name_has_one_interface_and_never_that_of_the_on
         assert!(vlans.insert(running.annotation.vlan_id));
         assert_eq!(running.interface.tag("vpcresources.k8s.aws/pod-uid"), uid);
         if round < 3 {
+            released.push((running.annotation.interface_id.clone(), Instant::now()));
             match round % 2 {
                 0 => scene.delete("web-0").await,
                 _ => scene.delete_by_force("web-0").await,
@@ -54,9 +60,13 @@ async fn pod_made_anew_under_its_name_has_one_interface_and_never_that_of_the_on
         }
     }
 
+    // All of them rest, but on a machine so slow that the first have rested already.
     let idle = stage.assert_consistent_on(&node).await;
-    assert_eq!(idle.len(), 3, "{idle:#?}");
-    assert_eq!(stage.branches_of(&node).len(), 4);
+    let idle: BTreeSet<_> = idle.iter().map(|branch| branch.id.as_str()).collect();
+    for (id, since) in &released {
+        assert!(idle.contains(id.as_str()) || since.elapsed() > COOLDOWN);
+    }
+    assert!(idle.len() <= released.len(), "{idle:#?}");
     stage.until_nothing_idles_on(&node).await;
     assert_eq!(stage.branches_of(&node).len(), 1);
 }

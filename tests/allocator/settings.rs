@@ -70,7 +70,8 @@ async fn warm_branches_spare_the_next_pods_their_calls_and_metrics_show_it() {
     stage.simulator().reset_calls();
     scene.set_groups("web", &[database]).await;
     let fourth = scene.run("fourth", stage.node()).await;
-    assert_eq!(fourth.interface.groups, [database.as_str()]);
+    // Who watches policies and pods may see the pod first.
+    scene.until_groups(&fourth, &[database]).await;
     let calls = stage.calls_about(&fourth.interface);
     assert_eq!(calls, ["ModifyNetworkInterfaceAttribute"]);
     assert_eq!(stage.assert_consistent().await, []);

@@ -8,6 +8,7 @@ use kube::api::{Api, DeleteParams, ListParams};
 use sgp::dev::nodes::SandboxNode;
 use sgp::ec2::simulator::{Fault, FaultOutcome, LoggedCall, Moment, Settings};
 
+use crate::stage::stopwatch::Stopwatch;
 use crate::stage::{PATIENCE, Scene, Stage, annotation, phase, requesting_interface};
 use serde_json::json;
 
@@ -100,7 +101,14 @@ impl Scene<'_> {
     /// Checks that a burst was served in time. A machine that is busy with other things is slow
     /// without any trouble in EC2 too, and then so much more time is in order. Gives how many
     /// pods have come and gone to find that out.
-    pub async fn assert_in_time(&self, took: Duration, limit: Duration, number: usize) -> usize {
+    pub async fn assert_in_time(
+        &self,
+        stopwatch: Stopwatch,
+        limit: Duration,
+        number: usize,
+    ) -> usize {
+        let (took, missed) = stopwatch.stop();
+        let limit = limit + missed;
         if took < limit {
             return 0;
         }

@@ -26,7 +26,7 @@ fn failures() -> Vec<(Moment, FaultOutcome)> {
 async fn stage() -> Stage {
     Stage::start(Setting {
         nodes: vec![NodeGroup::new("m5.4xlarge", 1)],
-        ..Setting::default()
+        ..Setting::with_long_lease()
     })
     .await
 }
@@ -70,13 +70,12 @@ async fn each_call_of_a_pods_life() {
         let fault = once("ModifyNetworkInterfaceAttribute", moment, outcome.clone());
         stage.simulator().add_fault(fault).unwrap();
         let groups = [database, green][index % 2];
+        let stopwatch = stage.stopwatch();
         scene.set_groups("policy", &[groups]).await;
-        let took = scene.until_groups(&running, &[groups]).await;
+        scene.until_groups(&running, &[groups]).await;
+        let took = stopwatch.assert_within(Duration::from_secs(5));
+        println!("groups changed although {moment:?} {outcome:?}: {took:?}");
         until_all_happened(&stage).await;
-        assert!(
-            took < Duration::from_secs(5),
-            "{moment:?} {outcome:?}: {took:?}"
-        );
     }
     assert_eq!(stage.assert_consistent().await, []);
 

@@ -97,8 +97,19 @@ async fn until_refused(client: &Client, namespace: &str) -> String {
 
 /// What `kubectl create` prints on standard error, and whether it was successful.
 fn create(stage: &Stage, namespace: &str, object: &Value) -> (bool, String) {
+    create_with(stage, namespace, object, &[])
+}
+
+/// The same with further arguments.
+fn create_with(
+    stage: &Stage,
+    namespace: &str,
+    object: &Value,
+    arguments: &[&str],
+) -> (bool, String) {
     let mut kubectl = stage.sandbox().control_plane().kubectl();
     kubectl.args(["--namespace", namespace, "create", "-f", "-"]);
+    kubectl.args(arguments);
     kubectl.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut child = kubectl.stderr(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
@@ -132,6 +143,13 @@ async fn refuses_pods_exactly_where_policies_are(texts: &[String]) {
         json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}});
     lone["spec"]["containers"][0]["securityContext"] =
         json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+    // The API server learns of the label by a watch of its own.
+    eventually("the label to count", async || {
+        let dry_run = ["--dry-run=server"];
+        let (is_created, _) = create_with(&stage, &enforced, &lone, &dry_run);
+        (!is_created).then_some(())
+    })
+    .await;
     let (is_created, told) = create(&stage, &enforced, &lone);
     assert!(!is_created);
     let [text] = texts else { panic!("{texts:?}") };

@@ -9,6 +9,7 @@ use kube::core::ApiResource;
 use serde_json::{Value, json};
 use sgp::api::SecurityGroupPolicy;
 
+use crate::waiting::eventually;
 use crate::{apply, in_repository, kubectl, start_control_plane, succeeded};
 
 #[test]
@@ -40,6 +41,12 @@ async fn policy_definition_takes_what_clusters_hold_and_nothing_of_another_type(
         &control_plane,
         &["wait", "--for=condition=Established", definition],
     );
+    // The API server serves a new resource a moment after it says so.
+    eventually("policies to be served", || {
+        let mut list = control_plane.kubectl();
+        let done = list.args(["get", "sgp"]).output().unwrap();
+        done.status.success().then_some(())
+    });
     let policies = Api::namespaced_with(
         control_plane.client(),
         "default",

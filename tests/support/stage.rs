@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod interfaces;
+pub mod stopwatch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -31,6 +32,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use interfaces::Interface;
+use stopwatch::Stopwatch;
 
 /// How long anything may take that happens by itself, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -161,6 +163,11 @@ impl Stage {
     /// A new client of the administrator, for the runtime that asks.
     pub fn client(&self) -> Client {
         self.sandbox.control_plane().client()
+    }
+
+    /// Measures a time from now on.
+    pub fn stopwatch(&self) -> Stopwatch {
+        Stopwatch::start(self.sandbox.control_plane().client_config())
     }
 
     /// Writes the plugin's ConfigMap.
@@ -535,7 +542,12 @@ impl Scene<'_> {
     /// Removes a pod at once, as the pod garbage collector does.
     pub async fn delete_by_force(&self, name: &str) {
         let parameters = DeleteParams::default().grace_period(0);
-        self.pods.delete(name, &parameters).await.unwrap();
+        match self.pods.delete(name, &parameters).await {
+            Ok(_) => {}
+            // The pod garbage collector was quicker.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
     }
 
     /// Writes further fields into a pod's metadata.
@@ -545,10 +557,8 @@ impl Scene<'_> {
         self.pods.patch(name, &parameters, &patch).await.unwrap();
     }
 
-    /// Waits until a pod's branch interface has exactly these groups in EC2, and gives how
-    /// long that took.
-    pub async fn until_groups(&self, running: &Running, groups: &[&str]) -> Duration {
-        let begin = Instant::now();
+    /// Waits until a pod's branch interface has exactly these groups in EC2.
+    pub async fn until_groups(&self, running: &Running, groups: &[&str]) {
         let wanted: BTreeSet<_> = groups.iter().map(|id| (*id).to_owned()).collect();
         let id = &running.interface.id;
         eventually(&format!("{id} to have {wanted:?}"), async || {
@@ -556,7 +566,6 @@ impl Scene<'_> {
             (interface.groups.into_iter().collect::<BTreeSet<_>>() == wanted).then_some(())
         })
         .await;
-        begin.elapsed()
     }
 }
 

@@ -42,7 +42,7 @@ const SERVICE_RANGE: &str = "10.96.0.0/16";
 const SERVICE_IP: &str = "10.96.0.1";
 
 /// Long enough for a start on a machine that runs many at once.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 /// Longer than the watchdog of a killed predecessor needs to end its children.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -166,7 +166,7 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// When the data folder is in use, a component ends early or takes more than a minute.
+    /// When the data folder is in use, a component ends early or takes more than two minutes.
     /// The message has the ends of the logs.
     pub async fn start(binaries: &Binaries, options: Options) -> Result<Self, StartError> {
         // kube needs one, and whoever installed one before has chosen the same.

@@ -26,7 +26,7 @@ pub(super) const KUBELETS: Kubelets = Kubelets {
 };
 
 /// How long nodes may take until they are Ready, on a machine that runs many sandboxes.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 const REGISTERED_AT_ONCE: usize = 8;
 
