@@ -2,6 +2,8 @@
 //!
 //! The answer carries reasons as data; whoever asked puts them into words.
 
+use std::collections::HashSet;
+
 use super::availability::Availability;
 use super::compiled::{InvalidPolicy, Policy};
 use super::groups_per_interface::GroupsPerInterface;
@@ -227,9 +229,17 @@ fn decide_by_valid<'p, L: Labels + ?Sized>(
 
 impl<'p> Decision<'p> {
     fn unite_groups(&mut self, most: GroupsPerInterface) {
+        // A set allocates, and is worth it only where there are many.
+        const MANY: usize = 16;
+        let mut seen = HashSet::new();
         for policy in &self.policies {
             for id in &policy.group_ids {
-                if !self.group_ids.contains(&id) {
+                let is_new = if self.policies.len() < MANY {
+                    !self.group_ids.contains(&id)
+                } else {
+                    seen.insert(id)
+                };
+                if is_new {
                     self.group_ids.push(id);
                     if !id.is_well_formed() {
                         self.concerns.push(Concern::MalformedGroup(policy, id));

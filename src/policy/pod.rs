@@ -286,14 +286,17 @@ impl Text<'_> {
     }
 }
 
-/// Labels as they stand in the JSON, in its order.
+/// Labels that borrow from the JSON, sorted by key, as the API server sends them. There can be
+/// hundreds of thousands: the API server checks pods only after the mutating webhooks.
 #[derive(Debug, Default)]
 pub struct LabelPairs<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl Labels for LabelPairs<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        let label = self.0.iter().find(|(candidate, _)| candidate == key);
-        label.map(|(_, value)| value.as_ref())
+        let found = self
+            .0
+            .binary_search_by(|(candidate, _)| candidate.as_ref().cmp(key));
+        found.ok().map(|place| self.0[place].1.as_ref())
     }
 
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -323,6 +326,17 @@ impl<'de> Visitor<'de> for LabelVisitor {
         while let Some((key, value)) = map.next_entry::<Text<'de>, Text<'de>>()? {
             labels.push((key.0, value.0));
         }
+        if !labels.is_sorted_by(|(one, _), (next, _)| one < next) {
+            labels.sort_by(|(one, _), (other, _)| one.cmp(other));
+            // Of a key that is there twice, the last counts, as for the API server.
+            labels.dedup_by(|next, kept| {
+                let is_same = next.0 == kept.0;
+                if is_same {
+                    std::mem::swap(next, kept);
+                }
+                is_same
+            });
+        }
         Ok(labels)
     }
 }
@@ -331,6 +345,18 @@ impl<'de> Visitor<'de> for LabelVisitor {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn label_is_found_whatever_the_order_and_the_last_of_a_key_counts() {
+        let json = r#"{"c": "1", "a": "2", "b": "3", "a": "4"}"#;
+        let labels: LabelPairs<'_> = serde_json::from_str(json).unwrap();
+        let sorted = [("a", "4"), ("b", "3"), ("c", "1")];
+        assert_eq!(labels.iter().collect::<Vec<_>>(), sorted);
+        for (key, value) in sorted {
+            assert_eq!(labels.get(key), Some(value));
+        }
+        assert_eq!(labels.get("d"), None);
+    }
 
     #[test]
     fn names_in_field_attributes_are_the_contracts() {

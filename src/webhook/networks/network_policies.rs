@@ -18,6 +18,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 /// addresses.
 const MOST_COMBINATIONS: usize = 24;
 
+/// The most comparisons and ports that are worth a warning: milliseconds. A policy can be long
+/// enough to take minutes.
+const MOST_STEPS: usize = 250_000;
+
 const INGRESS: &str = "Ingress";
 const EGRESS: &str = "Egress";
 
@@ -154,7 +158,7 @@ impl<'a> Rules<'a> {
     fn most_crowded(&self) -> Option<Crowded> {
         let all = self.rules.iter().map(|rule| rule.ports.len().max(1));
         // By far most policies end here.
-        if all.sum::<usize>() <= MOST_COMBINATIONS {
+        if all.sum::<usize>() <= MOST_COMBINATIONS || self.steps() > MOST_STEPS {
             return None;
         }
         let counted = self.targets().map(|(path, target)| Crowded {
@@ -170,6 +174,13 @@ impl<'a> Rules<'a> {
                 most
             }
         })
+    }
+
+    /// What it takes to count the combinations of all targets.
+    fn steps(&self) -> usize {
+        let sum = |of: fn(&Rule<'_>) -> usize| self.rules.iter().map(of).sum::<usize>();
+        let targets = sum(|rule| rule.peers.len().max(1));
+        targets.saturating_mul(targets + sum(|rule| rule.ports.len()))
     }
 
     /// All targets with their paths.
@@ -321,6 +332,23 @@ mod tests {
 
     fn block(cidr: &str) -> Value {
         json!({"ipBlock": {"cidr": cidr}})
+    }
+
+    /// Each peer is compared with each other one.
+    #[test]
+    fn policy_that_would_take_minutes_is_not_looked_at() {
+        let blocks = |count: u32| -> Vec<Value> {
+            let addresses = (0..count).map(std::net::Ipv4Addr::from_bits);
+            addresses
+                .map(|address| block(&format!("{address}/32")))
+                .collect()
+        };
+        let crowded = |count| {
+            let rule = json!({"from": blocks(count), "ports": ports("TCP", 0..25)});
+            warnings(&policy(json!({"ingress": [rule]})))
+        };
+        assert_eq!(crowded(100).len(), 1);
+        assert_eq!(crowded(20_000), [""; 0]);
     }
 
     #[test]
