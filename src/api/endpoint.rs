@@ -75,6 +75,14 @@ impl Endpoint {
         }
     }
 
+    /// The endpoint of a path, or of its fail-closed twin's.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let path = path.strip_suffix(names::ENFORCED).unwrap_or(path);
+        Self::ALL
+            .into_iter()
+            .find(|endpoint| endpoint.path() == path)
+    }
+
     /// Whether it lets everything in, whatever may be wrong.
     pub fn only_warns(self) -> bool {
         self == Self::ValidateWorkload

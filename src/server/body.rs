@@ -2,12 +2,12 @@
 
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::memory::{Held, Memory};
 
@@ -15,11 +15,24 @@ use super::memory::{Held, Memory};
 /// there much sooner.
 const WHILE_WANTED: Duration = Duration::from_secs(1);
 
+/// How much of a body that is too long is given to whoever has to answer it.
+const BEGINNING: usize = 8 * 1024;
+
+/// The most bytes of a body that are received without being kept, so that the client comes to
+/// read the answer. The longest AdmissionReview is shorter: two objects of 3 MiB, which Go can
+/// write with six times as many characters.
+const MOST_PASSED: usize = 64 * 1024 * 1024;
+
+/// In the extensions of a request instead of its body, which is longer than it may be: its
+/// first bytes, as far as they came.
+#[derive(Clone, Debug)]
+pub struct TooLong(pub Bytes);
+
 /// Why a body was not read.
 #[derive(Debug)]
 pub(super) enum Unread {
-    /// It is longer than it may be, or says so beforehand.
-    TooLong,
+    /// It is longer than it may be.
+    TooLong(TooLong),
     /// The client broke it off, or it is malformed.
     Broken,
     /// It took too long, or long while others waited for its memory.
@@ -42,7 +55,7 @@ where
 {
     let announced = body.size_hint();
     if announced.lower() > limit as u64 {
-        return Err(Unread::TooLong);
+        return Err(pass(pin!(body), Vec::new()).await);
     }
     if body.is_end_stream() {
         return Ok((Bytes::new(), None));
@@ -72,7 +85,15 @@ where
             continue;
         };
         if whole.len() + joined.len() + part.len() > limit {
-            return Err(Unread::TooLong);
+            let read = if joined.is_empty() {
+                &whole
+            } else {
+                &joined[..]
+            };
+            let mut beginning = read[..read.len().min(BEGINNING)].to_vec();
+            beginning.extend_from_slice(&part[..part.len().min(BEGINNING - beginning.len())]);
+            drop((whole, joined, held));
+            return Err(pass(body, beginning).await);
         }
         if joined.is_empty() && whole.is_empty() {
             whole = part;
@@ -91,6 +112,29 @@ where
         joined.into()
     };
     Ok((whole, Some(held)))
+}
+
+/// Receives the rest of a body that is too long, and keeps only its beginning. One that does
+/// not come is not waited for.
+async fn pass<B>(mut body: Pin<&mut B>, mut beginning: Vec<u8>) -> Unread
+where
+    B: HttpBody<Data = Bytes>,
+{
+    let mut passed = 0;
+    while passed <= MOST_PASSED {
+        let frame = poll_fn(|context| body.as_mut().poll_frame(context));
+        let Ok(Some(frame)) = timeout(WHILE_WANTED, frame).await else {
+            break;
+        };
+        let Ok(frame) = frame else {
+            return Unread::Broken;
+        };
+        if let Ok(part) = frame.into_data() {
+            passed += part.len();
+            beginning.extend_from_slice(&part[..part.len().min(BEGINNING - beginning.len())]);
+        }
+    }
+    Unread::TooLong(TooLong(beginning.into()))
 }
 
 #[cfg(test)]
@@ -136,7 +180,33 @@ mod tests {
         let _nothing_left = memory.take(ADDRESS, 10).await;
         let read = read(Body::from("0123456789a"), 10, &memory, ADDRESS);
         let unread = read.now_or_never().expect("no waiting").unwrap_err();
-        assert!(matches!(unread, Unread::TooLong));
+        assert!(matches!(unread, Unread::TooLong(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beginning_of_a_body_that_is_too_long_is_kept_and_its_end_waited_for() {
+        let memory = Memory::new(10);
+        let long = "0123456789".repeat(BEGINNING / 5);
+        let parts =
+            [&long[..3], &long[3..9], &long[9..]].map(|part| Ok::<_, Infallible>(part.to_owned()));
+        let in_parts = Body::from_stream(stream::iter(parts));
+        let more = stream::pending::<Result<&str, Infallible>>();
+        let rest_never_comes = Body::from_stream(stream::iter([Ok("0123456789a")]).chain(more));
+        for (body, expected) in [
+            (Body::from(long.clone()), &long[..BEGINNING]),
+            (in_parts, &long[..BEGINNING]),
+            (rest_never_comes, "0123456789a"),
+        ] {
+            let unread = read(body, 10, &memory, ADDRESS).await.unwrap_err();
+            let Unread::TooLong(TooLong(beginning)) = unread else {
+                panic!("{unread:?}");
+            };
+            assert_eq!(beginning, expected);
+        }
+        assert!(
+            memory.take(ADDRESS, 10).now_or_never().is_some(),
+            "all is given back"
+        );
     }
 
     #[tokio::test(start_paused = true)]

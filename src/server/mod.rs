@@ -35,6 +35,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+pub use self::body::TooLong;
 use self::drain::{Drain, End, Phase};
 pub use self::limits::Limits;
 use self::memory::Memory;

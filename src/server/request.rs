@@ -41,6 +41,12 @@ impl Server {
                 let limit = self.limits.request;
                 (route(router, request, limit).await, held)
             }
+            // Whoever answers may have to say no in words of its own.
+            Ok(Err(Unread::TooLong(beginning))) => {
+                let mut request = Request::from_parts(parts, Body::empty());
+                request.extensions_mut().insert(beginning);
+                (route(router, request, self.limits.request).await, None)
+            }
             Ok(Err(unread)) => (refuse(&unread), None),
             Err(_) => (refuse(&Unread::TooSlow), None),
         };
@@ -63,7 +69,7 @@ impl Server {
 
 fn refuse(unread: &Unread) -> Response<Body> {
     let answer = match unread {
-        Unread::TooLong => (
+        Unread::TooLong(_) => (
             StatusCode::PAYLOAD_TOO_LARGE,
             "the body is longer than it may be",
         ),

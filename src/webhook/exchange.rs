@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::Webhook;
+use super::body;
 use super::review::{self, Answer, Outcome, Refusal, Request, Unreadable};
 use super::warnings::within_limits;
 use crate::api::endpoint::Endpoint;
@@ -63,6 +64,41 @@ impl Exchange<'_> {
         self.count(Outcome::Failed);
         let warnings = within_limits(vec![refusal.message]);
         Answer::allowed(None, warnings).for_uid(uid)
+    }
+
+    /// The response to a review that is too long to be read. A status that is none of a review
+    /// would count as a webhook that is away, and whoever makes an object long enough would get
+    /// around everything that fails open.
+    pub(super) fn refuse_too_long(&self, beginning: &[u8]) -> Response {
+        let request = review::read_beginning(beginning);
+        let Some(uid) = &request.uid else {
+            self.count(Outcome::Failed);
+            return body::too_long();
+        };
+        let message = format!(
+            "{} {:?}: what the API server asks about it is longer than 3 MiB, so that it can't \
+             be looked at; make it smaller",
+            request.kind.as_deref().unwrap_or("object"),
+            request.name.as_deref().unwrap_or_default(),
+        );
+        tracing::warn!(
+            path = self.endpoint.path(),
+            message,
+            "request that is too long"
+        );
+        let kind = request.kind.as_deref().unwrap_or_default();
+        let only_warns = match self.endpoint {
+            Endpoint::ValidateNetwork => ["Service", "NetworkPolicy"].contains(&kind),
+            // Whatever it is, it can be deleted.
+            Endpoint::ValidatePod => request.operation.as_deref() == Some("DELETE"),
+            endpoint => endpoint.only_warns(),
+        };
+        if only_warns {
+            self.count(Outcome::Failed);
+            let warnings = within_limits(vec![message]);
+            return Answer::allowed(None, warnings).for_uid(uid);
+        }
+        self.answer(uid, &Answer::denied(Refusal::too_long(message), Vec::new()))
     }
 
     /// The response to the review with this uid.

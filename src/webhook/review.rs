@@ -2,12 +2,13 @@
 //! Admission Control").
 
 use std::borrow::Cow;
+use std::fmt;
 
 use axum::body::Bytes;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::policy::field_error::{self, FieldError};
@@ -183,6 +184,70 @@ fn read_review<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<Request<'a, O>,
     Ok(request)
 }
 
+/// What the beginning of a review tells of its request.
+#[derive(Debug, Default)]
+pub struct Beginning {
+    /// Names the call.
+    pub uid: Option<String>,
+    /// The type of the object, for example `Pod`.
+    pub kind: Option<String>,
+    /// The name of the object.
+    pub name: Option<String>,
+    /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
+    pub operation: Option<String>,
+}
+
+/// Reads a review of which there is only the beginning, as far as that goes. The API server
+/// writes these fields before the objects (`AdmissionRequest` in k8s.io/api).
+pub fn read_beginning(bytes: &[u8]) -> Beginning {
+    let mut beginning = Beginning::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    // It ends in the middle of something, which is no news.
+    let _ = Level::Review(&mut beginning).deserialize(&mut deserializer);
+    beginning.uid = beginning.uid.filter(|uid| uid.len() <= UID_CHARACTERS);
+    beginning
+}
+
+/// A part of a review that is looked into. What is found is kept whatever comes after it.
+enum Level<'b> {
+    Review(&'b mut Beginning),
+    Request(&'b mut Beginning),
+    Kind(&'b mut Beginning),
+}
+
+impl<'de> DeserializeSeed<'de> for Level<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Level<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            match (&mut self, key.as_str()) {
+                (Self::Review(found), "request") => map.next_value_seed(Level::Request(found))?,
+                (Self::Request(found), "kind") => map.next_value_seed(Level::Kind(found))?,
+                (Self::Kind(found), "kind") => found.kind = Some(map.next_value()?),
+                (Self::Request(found), "uid") => found.uid = Some(map.next_value()?),
+                (Self::Request(found), "name") => found.name = Some(map.next_value()?),
+                (Self::Request(found), "operation") => found.operation = Some(map.next_value()?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 fn unreadable(problem: String) -> Unreadable {
     Unreadable::Review(at_most(PROBLEM_CHARACTERS, problem))
 }
@@ -279,6 +344,16 @@ impl Refusal {
         Self {
             code,
             reason: "ServiceUnavailable",
+            message,
+            details: None,
+        }
+    }
+
+    /// The object is too long to be looked at.
+    pub fn too_long(message: String) -> Self {
+        Self {
+            code: StatusCode::PAYLOAD_TOO_LARGE,
+            reason: "RequestEntityTooLarge",
             message,
             details: None,
         }
