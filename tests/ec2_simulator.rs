@@ -3,16 +3,18 @@
 //! boto3 and the AWS CLI come from PyPI, into a virtual environment in this user's cache. What
 //! boto3 must make of the answers is in `ec2-simulator/scenarios.py`.
 
+use std::cell::{OnceCell, RefCell};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 const REQUIREMENTS: &str = include_str!("ec2-simulator/requirements.txt");
@@ -85,6 +87,69 @@ fn make_environment(folder: &Path) {
 struct Simulator {
     child: Child,
     endpoint: String,
+    cli: OnceCell<RefCell<Cli>>,
+}
+
+/// The AWS CLI, in one process for all commands of a test: each start of it takes most of a
+/// second of processor time.
+struct Cli {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// How a command ended.
+#[derive(Debug, Deserialize)]
+struct Ended {
+    code: i64,
+    written: String,
+    said: String,
+}
+
+impl Cli {
+    fn start(endpoint: &str) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ec2-simulator/cli.py");
+        let mut child = Command::new(&*PYTHON)
+            .arg(script)
+            .env("AWS_ENDPOINT_URL_EC2", endpoint)
+            .env("AWS_DEFAULT_REGION", "eu-central-1")
+            .env("AWS_ACCESS_KEY_ID", "any")
+            .env("AWS_SECRET_ACCESS_KEY", "any")
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("AWS_CONFIG_FILE", "/dev/null")
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+            .env("AWS_MAX_ATTEMPTS", "1")
+            .env("AWS_PAGER", "")
+            .env_remove("AWS_PROFILE")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            commands: child.stdin.take().unwrap(),
+            answers: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    /// `aws ec2 ...`.
+    fn run(&mut self, arguments: &str) -> Ended {
+        let words: Vec<&str> = ["ec2"]
+            .into_iter()
+            .chain(arguments.split_whitespace())
+            .collect();
+        writeln!(self.commands, "{}", json!(words)).unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    }
+}
+
+impl Drop for Cli {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Simulator {
@@ -108,6 +173,7 @@ impl Simulator {
         Self {
             child,
             endpoint: endpoint.trim().to_owned(),
+            cli: OnceCell::new(),
         }
     }
 
@@ -124,45 +190,28 @@ impl Simulator {
         begin.elapsed()
     }
 
-    fn aws_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&*PYTHON);
-        command
-            .args(["-m", "awscli", "ec2"])
-            .args(arguments)
-            .env("AWS_ENDPOINT_URL_EC2", &self.endpoint)
-            .env("AWS_DEFAULT_REGION", "eu-central-1")
-            .env("AWS_ACCESS_KEY_ID", "any")
-            .env("AWS_SECRET_ACCESS_KEY", "any")
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env("AWS_CONFIG_FILE", "/dev/null")
-            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-            .env("AWS_MAX_ATTEMPTS", "1")
-            .env("AWS_PAGER", "")
-            .env_remove("AWS_PROFILE");
-        command
+    fn run_cli(&self, arguments: &str) -> Ended {
+        let cli = self
+            .cli
+            .get_or_init(|| RefCell::new(Cli::start(&self.endpoint)));
+        cli.borrow_mut().run(arguments)
     }
 
     /// `aws ec2 ...`; what it prints as JSON.
     fn aws(&self, arguments: &str) -> Value {
-        let words: Vec<&str> = arguments.split_whitespace().collect();
-        let output = self.aws_command(&words).output().unwrap();
-        assert!(
-            output.status.success(),
-            "aws ec2 {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        if output.stdout.is_empty() {
+        let ended = self.run_cli(arguments);
+        assert_eq!(ended.code, 0, "aws ec2 {arguments}: {}", ended.said);
+        if ended.written.is_empty() {
             return Value::Null;
         }
-        serde_json::from_slice(&output.stdout).unwrap()
+        serde_json::from_str(&ended.written).unwrap()
     }
 
     /// `aws ec2 ...` that must fail; what it prints as its error.
     fn aws_error(&self, arguments: &str) -> String {
-        let words: Vec<&str> = arguments.split_whitespace().collect();
-        let output = self.aws_command(&words).output().unwrap();
-        assert!(!output.status.success(), "aws ec2 {arguments} went well");
-        String::from_utf8(output.stderr).unwrap()
+        let ended = self.run_cli(arguments);
+        assert_ne!(ended.code, 0, "aws ec2 {arguments} went well");
+        ended.said
     }
 
     /// One HTTP/1.1 request as it stands; the whole answer.
@@ -420,6 +469,8 @@ fn the_aws_cli_gives_an_instance_a_trunk_and_a_branch() {
 #[test]
 fn it_ends_within_a_second_although_a_call_hangs() {
     for signal in [Signal::TERM, Signal::INT] {
+        // A machine that is busy needs a while for any end.
+        let ordinary = Simulator::start().stop(signal);
         let simulator = Simulator::start();
         let fault = r#"{"action": "DescribeVpcs", "outcome": "hang"}"#;
         let set = simulator.raw(&format!(
@@ -437,7 +488,11 @@ fn it_ends_within_a_second_although_a_call_hangs() {
 
         let took = simulator.stop(signal);
 
-        assert!(took < Duration::from_secs(1), "{signal:?}: {took:?}");
+        let limit = Duration::from_secs(1) + ordinary;
+        assert!(
+            took < limit,
+            "{signal:?}: {took:?}, ordinarily {ordinary:?}"
+        );
         let mut rest = String::new();
         let _ = hanging.read_to_string(&mut rest);
         assert_eq!(rest, "", "no answer");
@@ -529,7 +584,7 @@ fn calls_that_make_no_sense_get_ec2s_answers() {
 fn wait_until(mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "in vain");
+        assert!(begin.elapsed() < Duration::from_secs(120), "in vain");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
