@@ -8,6 +8,7 @@ pub mod stopwatch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
@@ -37,8 +38,24 @@ use stopwatch::Stopwatch;
 /// How long anything may take that happens by itself, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Each sandbox is a handful of processes and about 600 MB.
-static PERMITS: Semaphore = Semaphore::const_new(3);
+/// Room for sandboxes. Each is a handful of processes that mostly wait: 6 at a time keep two
+/// processors busy.
+static PLACES: LazyLock<Semaphore> = LazyLock::new(|| {
+    /// What a sandbox takes, and something for others.
+    const MEMORY_KIB: u64 = 800 * 1024;
+    let memory = std::fs::read_to_string("/proc/meminfo").expect("Linux");
+    let available = memory
+        .lines()
+        .find_map(|it| it.strip_prefix("MemAvailable:"));
+    let available = available.and_then(|it| it.split_whitespace().next()?.parse::<u64>().ok());
+    let room = available.expect("Linux says so") / MEMORY_KIB;
+    Semaphore::new(room.clamp(2, 6).try_into().expect("a small number"))
+});
+
+/// Waits until there is room for a sandbox, and keeps it for as long as this lives.
+pub async fn place() -> SemaphorePermit<'static> {
+    PLACES.acquire().await.expect("it is never closed")
+}
 
 /// What a stage starts with.
 pub struct Setting {
@@ -80,7 +97,7 @@ impl Default for Setting {
 pub struct Stage {
     sandbox: Sandbox,
     metrics_port: u16,
-    _permit: SemaphorePermit<'static>,
+    _place: SemaphorePermit<'static>,
 }
 
 /// A namespace of one test, in which policies are made and pods run.
@@ -105,7 +122,7 @@ pub struct Running {
 impl Stage {
     /// Starts, and waits until every node whose type takes a trunk has one.
     pub async fn start(setting: Setting) -> Self {
-        let permit = PERMITS.acquire().await.expect("it is never closed");
+        let place = place().await;
         let options = SandboxOptions {
             cloud: Some(CloudOptions {
                 nodes: Some(setting.nodes),
@@ -124,7 +141,7 @@ impl Stage {
         let stage = Self {
             metrics_port: allocator.metrics_port(),
             sandbox,
-            _permit: permit,
+            _place: place,
         };
         if let Some(seconds) = setting.cooldown {
             stage.set_cooldown(&seconds.to_string()).await;

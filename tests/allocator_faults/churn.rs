@@ -2,7 +2,10 @@
 
 use std::process::{Command, Output};
 
-fn churn(arguments: &[&str]) -> Output {
+use crate::stage::place;
+
+async fn churn(arguments: &[&str]) -> Output {
+    let _place = place().await;
     Command::new(env!("CARGO_BIN_EXE_sgp"))
         .args(["dev", "--exit"])
         .args(arguments)
@@ -23,10 +26,10 @@ fn number(table: &str, name: &str) -> u64 {
         .unwrap()
 }
 
-#[test]
-fn nothing_leaks_where_pods_come_and_go_and_the_allocator_is_killed() {
+#[tokio::test]
+async fn nothing_leaks_where_pods_come_and_go_and_the_allocator_is_killed() {
     let arguments = ["--churn=100", "--kills=3", "--nodes=m5.large=5", "--seed=7"];
-    let output = churn(&arguments);
+    let output = churn(&arguments).await;
     let table = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);
 
@@ -49,9 +52,9 @@ fn nothing_leaks_where_pods_come_and_go_and_the_allocator_is_killed() {
     assert!(table.contains("Nothing is wrong."), "{table}");
 }
 
-#[test]
-fn churn_without_nodes_that_take_pods_is_refused_with_a_way_out() {
-    let output = churn(&["--churn=1", "--nodes=none"]);
+#[tokio::test]
+async fn churn_without_nodes_that_take_pods_is_refused_with_a_way_out() {
+    let output = churn(&["--churn=1", "--nodes=none"]).await;
     let error = String::from_utf8_lossy(&output.stderr);
 
     assert_eq!(output.status.code(), Some(1), "{error}");
