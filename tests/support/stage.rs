@@ -501,7 +501,9 @@ impl Scene<'_> {
         self.pod_with(name, node, json!({}), json!({})).await
     }
 
-    /// Creates a pod for a node, with further fields of its metadata and its spec.
+    /// Creates a pod for a node, with further fields of its metadata and its spec. It is done
+    /// again where the webhook did not decide in time, which happens on a machine that is very
+    /// busy.
     pub async fn pod_with(
         &self,
         name: &str,
@@ -517,8 +519,14 @@ impl Scene<'_> {
             }
         }
         let pod = object(pod);
-        let parameters = PostParams::default();
-        self.pods.create(&parameters, &pod).await.unwrap()
+        eventually("the pod's creation", async || {
+            match self.pods.create(&PostParams::default(), &pod).await {
+                Ok(created) => Some(created),
+                Err(kube::Error::Api(status)) if status.code >= 500 => None,
+                Err(error) => panic!("{name}: {error}"),
+            }
+        })
+        .await
     }
 
     /// Waits until a pod runs, and looks at its branch interface in EC2.
