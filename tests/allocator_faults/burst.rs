@@ -94,7 +94,8 @@ impl Scene<'_> {
                     done.len()
                 );
             }
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            // A list of pods costs both sides, and many sandboxes look at a time.
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
