@@ -162,6 +162,7 @@ impl DevArgs {
             data_dir: self.data_dir.clone(),
             webhook_arguments: logs.to_arguments(),
             webhook_replicas: 1,
+            webhook_client: None,
             cloud: Some(CloudOptions {
                 nodes: self.wanted_nodes(),
                 custom_networking: self.custom_networking,

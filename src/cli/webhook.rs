@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use kube::Client;
 use rustls::pki_types::ServerName;
@@ -111,6 +112,19 @@ pub(super) struct WebhookArgs {
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     client_ca: Option<PathBuf>,
 
+    /// Common name that a client certificate of --client-ca has to have; may be repeated
+    ///
+    /// Any certificate of the CA will do if not given. A cluster's CA has signed those of all
+    /// kubelets too.
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = NonEmptyStringValueParser::new(),
+        requires = "client_ca",
+        help_heading = "TLS"
+    )]
+    client_name: Vec<String>,
+
     /// MutatingWebhookConfiguration to write the CA into, where one is made
     #[arg(
         long,
@@ -215,7 +229,8 @@ impl WebhookArgs {
         let files = self.certificate_files();
         let now = SystemTime::now();
         let from_files = files.as_ref().map(|it| it.load(now)).transpose()?;
-        let client_ca = self.client_ca.as_deref().map(ClientCa::from_file);
+        let client_ca = self.client_ca.as_deref();
+        let client_ca = client_ca.map(|file| ClientCa::from_file(file, &self.client_name));
         let client_ca = client_ca.transpose()?;
         let client = self.cluster.client().await?;
         let self_managed = self.self_managed(&client);

@@ -13,5 +13,5 @@ pub mod sandbox;
 mod service;
 pub mod webhook;
 
-pub use sandbox::{CloudOptions, InstanceFate, Sandbox, SandboxOptions};
+pub use sandbox::{ClientCertificate, CloudOptions, InstanceFate, Sandbox, SandboxOptions};
 pub use webhook::{Replica, ReplicaOptions};

@@ -25,7 +25,7 @@ use serde_json::json;
 
 use super::allocator::{self, Allocator, AllocatorOptions};
 use super::cloud::{Instance, SimulatedCloud};
-use super::control_plane::{Binaries, ControlPlane, Options, Process};
+use super::control_plane::{Binaries, ControlPlane, Options, Process, WebhookClient};
 use super::nodes::{self, NodeGroup, SandboxNode};
 use super::service::Service;
 use super::webhook::{Replica, ReplicaOptions, ReplicaTemplate};
@@ -65,11 +65,23 @@ pub struct SandboxOptions {
     pub webhook_arguments: Vec<String>,
     /// How many replicas of the webhook there are.
     pub webhook_replicas: usize,
+    /// The client certificate that the API server shows the webhook, and its private key.
+    /// Without it, it shows none.
+    pub webhook_client: Option<ClientCertificate>,
     /// Nodes, and the simulated EC2 that they are instances of. Without it no pod runs, and
     /// the start is faster.
     pub cloud: Option<CloudOptions>,
     /// The allocator, which needs the cloud.
     pub allocator: Option<AllocatorOptions>,
+}
+
+/// A client certificate in files, as PEM. The API server reads them for each connection.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// What a sandbox with nodes is like.
@@ -90,6 +102,7 @@ impl SandboxOptions {
             data_dir: None,
             webhook_arguments: Vec::new(),
             webhook_replicas: 1,
+            webhook_client: None,
             cloud: None,
             allocator: None,
         }
@@ -130,9 +143,16 @@ impl Sandbox {
         progress: impl Fn(&str),
     ) -> anyhow::Result<Self> {
         progress("starting the control plane");
+        let service = Service::start()?;
+        let webhook_client = options.webhook_client.map(|client| WebhookClient {
+            host: format!("{SERVICE}.{NAMESPACE}.svc:{}", service.port()),
+            certificate: client.certificate,
+            key: client.key,
+        });
         let control_plane = Options {
             data_dir: options.data_dir.clone(),
             kubelets: options.cloud.as_ref().map(|_| nodes::KUBELETS),
+            webhook_client,
         };
         let control_plane = ControlPlane::start(binaries, control_plane).await?;
         progress("applying the manifests");
@@ -148,7 +168,6 @@ impl Sandbox {
             let socket = allocator::socket(&control_plane, ALLOCATOR);
             arguments.push(format!("--allocator-socket={}", socket.display()));
         }
-        let service = Service::start()?;
         arguments.extend(SERVING_NAMES.map(|name| format!("--tls-name={name}")));
         arguments.extend(options.webhook_arguments);
         let mut sandbox = Self {

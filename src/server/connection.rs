@@ -74,14 +74,11 @@ impl Server {
             return tracing::debug!("connection without a request");
         }
         let seat = place.seat();
-        // Who a client is, is settled with the handshake.
-        let is_known = stream.get_ref().1.peer_certificates().is_some();
-        let router = match &self.routers.strangers {
-            Some(strangers) if !is_known => strangers,
-            _ => &self.routers.clients,
-        };
-        let service = service_fn(|request| {
-            let (server, router, seat) = (self.clone(), router.clone(), seat.clone());
+        // Who a client is, is settled with the handshake; whether it may call can change.
+        let caller = self.routers.caller(stream.get_ref().1.peer_certificates());
+        let service = service_fn(|mut request| {
+            let router = self.routers.of(caller.as_ref(), &mut request);
+            let (server, seat) = (self.clone(), seat.clone());
             server.answer(router, seat, request)
         });
         let stream = TokioIo::new(stream);

@@ -22,15 +22,17 @@ mod request;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::Body;
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -42,6 +44,7 @@ use self::memory::Memory;
 use self::places::{Place, Places};
 use crate::accept::accept;
 use crate::telemetry::metrics::ConnectionMetrics;
+use crate::tls::{Caller, CallerRefusal, ClientCa};
 
 /// Connections for metrics at a time.
 const PLAIN_CONNECTIONS: usize = 100;
@@ -65,10 +68,38 @@ struct Server {
 /// Who answers which client.
 #[derive(Clone, Debug)]
 pub struct Routers {
-    /// For those with a certificate that was asked for, or for all.
+    /// For those who may call, or for all.
     pub clients: Router,
-    /// For those without a certificate, if there is a difference.
-    pub strangers: Option<Router>,
+    /// For the others, if there is a difference.
+    pub strangers: Option<Strangers>,
+}
+
+/// What becomes of those who may not call.
+#[derive(Clone, Debug)]
+pub struct Strangers {
+    /// Says who may.
+    pub client_ca: ClientCa,
+    /// Answers those who may not. Why not is an extension of each request, a [`CallerRefusal`].
+    pub router: Router,
+}
+
+impl Routers {
+    /// Who a client is by what it has shown in its handshake, if that makes a difference.
+    fn caller(&self, shown: Option<&[CertificateDer<'_>]>) -> Option<Caller> {
+        let strangers = self.strangers.as_ref()?;
+        Some(strangers.client_ca.caller(shown))
+    }
+
+    /// Who answers a request of this caller.
+    fn of<B>(&self, caller: Option<&Caller>, request: &mut Request<B>) -> Router {
+        if let (Some(strangers), Some(caller)) = (&self.strangers, caller)
+            && let Err(refusal) = caller.check(SystemTime::now())
+        {
+            request.extensions_mut().insert::<CallerRefusal>(refusal);
+            return strangers.router.clone();
+        }
+        self.clients.clone()
+    }
 }
 
 impl From<Router> for Routers {
@@ -170,7 +201,7 @@ pub async fn serve_plain(listener: TcpListener, router: Router, limits: Limits) 
 }
 
 async fn plain_connection(stream: TcpStream, router: Router, limits: Limits, _place: Place) {
-    let service = service_fn(|request: hyper::Request<Incoming>| {
+    let service = service_fn(|request: Request<Incoming>| {
         let answer = request::route(router.clone(), request.map(Body::new), limits.request);
         async { Ok::<_, Infallible>(answer.await) }
     });

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub watches: WatchMetrics,
     /// Connections of the server of admission requests.
     pub connections: ConnectionMetrics,
+    /// Those who may not call.
+    pub callers: CallerMetrics,
     /// The certificate that is served.
     pub certificates: CertificateMetrics,
 }
@@ -95,6 +97,18 @@ pub struct ConnectionMetrics {
     pub refused: Counter,
 }
 
+/// Those who may not call.
+#[derive(Clone, Debug, Default)]
+pub struct CallerMetrics {
+    /// Requests of theirs, in the order of [`Self::REASONS`].
+    pub refused: [Counter; Self::REASONS.len()],
+}
+
+impl CallerMetrics {
+    /// They have shown no certificate, one that is not good for it, or one of another name.
+    pub const REASONS: [&str; 3] = ["no_certificate", "certificate", "name"];
+}
+
 /// What the watches brought.
 #[derive(Clone, Debug)]
 pub struct WatchMetrics {
@@ -133,6 +147,11 @@ struct WebhookLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OutcomeLabels {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabels {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -277,6 +296,17 @@ impl Metrics {
             connections.refused.clone(),
         );
 
+        let refused = Family::<ReasonLabels, Counter>::default();
+        registry.register(
+            "callers_refused",
+            "Requests of clients that --client-ca and --client-name do not let in, by reason",
+            refused.clone(),
+        );
+        let callers = CallerMetrics {
+            refused: CallerMetrics::REASONS
+                .map(|reason| refused.get_or_create_owned(&ReasonLabels { reason })),
+        };
+
         Self {
             registry,
             admission,
@@ -284,6 +314,7 @@ impl Metrics {
             allocator,
             watches,
             connections,
+            callers,
             certificates,
         }
     }
@@ -347,6 +378,8 @@ mod tests {
             "sgp_connections 0",
             "sgp_connections_evicted_total 0",
             "sgp_connections_refused_total 0",
+            r#"sgp_callers_refused_total{reason="no_certificate"} 0"#,
+            r#"sgp_callers_refused_total{reason="name"} 0"#,
             "sgp_certificate_failures_total 0",
             r#"sgp_admission_duration_seconds_count{webhook="vpod"} 0"#,
         ] {

@@ -1,21 +1,34 @@
 //! The CA of those who may call, from a file that is read again when it changes.
+//!
+//! A handshake only shows that a client has the key of its certificate. Whether it may call is
+//! asked for each request ([`Caller`]): so a refusal is an answer that gives the reason, and a
+//! file that changes counts for connections that are open.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError as Invalid, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    SignatureScheme,
+};
 
+use super::caller::Caller;
 use super::certificate::{CertificateError, provider, read_certificates};
 
-/// A handle on the CA of those who may call. Clones are the same handle.
+/// The most bytes of a client's certificates, which are kept as long as its connection.
+const LONGEST_CHAIN: usize = 16 * 1024;
+
+/// A handle on the CA of those who may call, and on their names. Clones are the same handle.
 #[derive(Clone)]
 pub struct ClientCa {
     path: Arc<PathBuf>,
+    names: Arc<[String]>,
     verifier: Arc<RwLock<Arc<dyn ClientCertVerifier>>>,
 }
 
@@ -44,11 +57,13 @@ pub enum ClientCaError {
 }
 
 impl ClientCa {
-    /// Reads the CA, or several, from a PEM file.
-    pub fn from_file(path: &Path) -> Result<Self, ClientCaError> {
+    /// Reads the CA, or several, from a PEM file. Of its clients those with one of these common
+    /// names may call, or all if there are none.
+    pub fn from_file(path: &Path, names: &[String]) -> Result<Self, ClientCaError> {
         let verifier = read(path)?;
         Ok(Self {
             path: Arc::new(path.to_owned()),
+            names: names.into(),
             verifier: Arc::new(RwLock::new(verifier)),
         })
     }
@@ -68,7 +83,18 @@ impl ClientCa {
         Ok(())
     }
 
-    fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+    /// Who has shown these certificates, its own first, or none.
+    pub fn caller(&self, shown: Option<&[CertificateDer<'_>]>) -> Caller {
+        Caller::new(self.clone(), shown.unwrap_or_default())
+    }
+
+    /// The common names one of which a client must have, if there are any.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What says whether a certificate is of the CA. The same until the file changes.
+    pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         self.verifier
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -85,9 +111,7 @@ fn read(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {
             error,
         })?;
     }
-    // Probes present no certificate; what they may ask for is the router's matter.
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-        .allow_unauthenticated()
         .build()
         .map_err(|error| ClientCaError::Verifier {
             path: path.to_owned(),
@@ -95,6 +119,7 @@ fn read(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, ClientCaError> {
         })
 }
 
+/// What a handshake asks for. Probes show no certificate.
 impl ClientCertVerifier for ClientCa {
     fn client_auth_mandatory(&self) -> bool {
         false
@@ -109,38 +134,50 @@ impl ClientCertVerifier for ClientCa {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
+        _: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verifier()
-            .verify_client_cert(end_entity, intermediates, now)
+        let further: usize = intermediates.iter().map(|it| it.len()).sum();
+        if end_entity.len() + further > LONGEST_CHAIN {
+            return Err(Invalid::ApplicationVerificationFailure.into());
+        }
+        // That a certificate was shown means nothing yet: see `Caller`.
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
         message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier().verify_tls12_signature(message, cert, dss)
+        let algorithms = provider().signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, &algorithms)
     }
 
     fn verify_tls13_signature(
         &self,
         message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier().verify_tls13_signature(message, cert, dss)
+        let algorithms = provider().signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, &algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier().supported_verify_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
 impl fmt::Debug for ClientCa {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("ClientCa").field(&self.path).finish()
+        let mut printed = formatter.debug_struct("ClientCa");
+        printed
+            .field("path", &self.path)
+            .field("names", &self.names)
+            .finish_non_exhaustive()
     }
 }
 
@@ -160,7 +197,7 @@ mod tests {
             ),
         ] {
             std::fs::write(&path, content).unwrap();
-            let error = ClientCa::from_file(&path).unwrap_err().to_string();
+            let error = ClientCa::from_file(&path, &[]).unwrap_err().to_string();
             assert!(error.starts_with("client CA "), "{error}");
             assert!(error.contains(problem), "{error}");
         }

@@ -69,8 +69,8 @@ impl Serving {
     }
 
     /// A server that presents the certificate over TLS 1.2 or 1.3 and speaks HTTP/2 or
-    /// HTTP/1.1. With a CA for clients it asks each for a certificate, refuses those of other
-    /// CAs, and serves those who have none.
+    /// HTTP/1.1. With a CA for clients it asks each for a certificate, and leaves it to whoever
+    /// answers requests what becomes of those who have none or another.
     pub fn server_config(&self, client_ca: Option<&ClientCa>) -> Arc<ServerConfig> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13, &TLS12])

@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod pods;
 pub mod policies;
 pub mod review;
+mod strangers;
 pub mod warnings;
 pub mod watch;
 pub mod workloads;
@@ -36,7 +37,7 @@ use self::cluster::Cluster;
 use crate::api::endpoint::Endpoint;
 use crate::api::names::ENFORCED;
 use crate::policy::Settings;
-use crate::server::{self, Limits, Routers};
+use crate::server::{self, Limits, Routers, Strangers};
 use crate::telemetry::metrics::{self, Metrics};
 use crate::tls::{ClientCa, Serving};
 
@@ -48,6 +49,7 @@ pub struct Webhook {
     editors: Editors,
     metrics: Metrics,
     serving: Option<Serving>,
+    refused: strangers::Refused,
     draining: AtomicBool,
 }
 
@@ -111,7 +113,10 @@ pub async fn run(
     });
     let routers = Routers {
         clients: router(webhook.clone()),
-        strangers: client_ca.map(|_| strangers(webhook.clone())),
+        strangers: client_ca.map(|client_ca| Strangers {
+            client_ca,
+            router: strangers::router(webhook.clone()),
+        }),
     };
     let shutdown = async {
         shutdown.await;
@@ -154,6 +159,7 @@ impl Webhook {
             settings,
             allocator,
             editors: Editors::default(),
+            refused: strangers::Refused::new(metrics.callers.clone()),
             metrics,
             serving: None,
             draining: AtomicBool::new(false),
@@ -197,15 +203,6 @@ fn probes<S: Clone + Send + Sync + 'static>(webhook: Arc<Webhook>) -> Router<S> 
         .route("/readyz", get(ready))
         .with_state(webhook)
 }
-
-/// What callers without a certificate get, where one is asked for.
-fn strangers(webhook: Arc<Webhook>) -> Router {
-    probes(webhook).fallback(async || (StatusCode::UNAUTHORIZED, UNAUTHORIZED))
-}
-
-const UNAUTHORIZED: &str = "this webhook answers only callers with a client certificate of the \
-    CA in --client-ca; give the API server one for it, in a kubeconfig that its \
-    AdmissionConfiguration names";
 
 /// Ready once every watch has brought its first full list and the certificate is trusted, and
 /// until the shutdown begins.

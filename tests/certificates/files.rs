@@ -2,21 +2,21 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore};
 use sgp::dev::control_plane::free_port;
 
-use crate::server::{NAME, TLS_VERSIONS, Webhook};
+use crate::clients::{Authority, Client, OTHER_CA, with_client};
+use crate::server::{NAME, TLS_VERSIONS, Webhook, metrics};
 use crate::waiting::eventually;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -80,15 +80,6 @@ impl Mounted {
     fn file(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
-}
-
-fn metrics(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }
 
 #[test]
@@ -160,37 +151,12 @@ fn swapped_files_are_served_without_a_restart_and_bad_ones_are_not() {
     assert!(metrics(port).contains("sgp_certificate_changes_total 2"));
 }
 
-/// A CA for clients and what one of its clients has.
-struct Clients {
-    ca: String,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
-
-impl Clients {
-    fn new() -> Self {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new([]).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-        let mut client = CertificateParams::new(["kube-apiserver".to_owned()]).unwrap();
-        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        let certificate = client
-            .signed_by(&key, &Issuer::from_params(&ca, &ca_key))
-            .unwrap();
-        Self {
-            ca: ca_pem,
-            chain: vec![certificate.der().clone()],
-            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-        }
-    }
-}
-
 #[test]
 fn with_a_client_ca_only_its_clients_may_call_and_probes_stay_open() {
     let made = Made::new(NAME);
-    let (ours, others) = (Clients::new(), Clients::new());
+    let (ours, others) = (Authority::new(), Authority::new());
+    let client = ours.client("kube-apiserver");
+    let of_others = others.client("kube-apiserver");
     let mounted = Mounted::new(&made.certificate, &made.key);
     let ca_file = mounted.file("clients.crt");
     fs::write(&ca_file, &ours.ca).unwrap();
@@ -199,18 +165,13 @@ fn with_a_client_ca_only_its_clients_may_call_and_probes_stay_open() {
         &mounted.file("tls.key"),
         &[&format!("--client-ca={}", ca_file.display())],
     );
-    let ask = |method, path, version, client: Option<&Clients>| {
+    let ask = |method, path, version, client: Option<&Client>| {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
             .unwrap()
             .with_root_certificates(made.trusted());
-        let config = match client {
-            Some(it) => config
-                .with_client_auth_cert(it.chain.clone(), it.key.clone_key())
-                .unwrap(),
-            None => config.with_no_client_auth(),
-        };
+        let config = with_client(config, client);
         let answer = webhook.ask(method, path, NAME, config);
         answer.map(|(answer, _)| answer)
     };
@@ -224,25 +185,45 @@ fn with_a_client_ca_only_its_clients_may_call_and_probes_stay_open() {
         assert_eq!(status(&ready), "HTTP/1.1 503 Service Unavailable");
         for path in ["/mutate-v1-pod", "/validate-v1-pod/enforced", "/elsewhere"] {
             let refused = ask("POST", path, version, None).unwrap();
-            assert_eq!(status(&refused), "HTTP/1.1 401 Unauthorized", "{path}");
+            assert_eq!(status(&refused), "HTTP/1.1 403 Forbidden", "{path}");
             let text = "this webhook answers only callers with a client certificate of the CA \
                         in --client-ca; give the API server one for it, in a kubeconfig that \
                         its AdmissionConfiguration names";
             assert!(refused.ends_with(text), "{refused}");
         }
         // It has no review to read, but is let in.
-        let let_in = ask("POST", "/mutate-v1-pod", version, Some(&ours)).unwrap();
+        let let_in = ask("POST", "/mutate-v1-pod", version, Some(&client)).unwrap();
         assert_eq!(status(&let_in), "HTTP/1.1 415 Unsupported Media Type");
-        let alive = ask("GET", "/healthz", version, Some(&ours)).unwrap();
-        assert_eq!(status(&alive), "HTTP/1.1 200 OK");
-        ask("POST", "/mutate-v1-pod", version, Some(&others)).unwrap_err();
+        for client in [&client, &of_others] {
+            let alive = ask("GET", "/healthz", version, Some(client)).unwrap();
+            assert_eq!(status(&alive), "HTTP/1.1 200 OK");
+        }
+        let refused = ask("POST", "/mutate-v1-pod", version, Some(&of_others)).unwrap();
+        assert_eq!(status(&refused), "HTTP/1.1 403 Forbidden");
+        assert!(refused.ends_with(OTHER_CA), "{refused}");
     }
 
     fs::write(&ca_file, &others.ca).unwrap();
     eventually("the other CA to count", || {
-        ask("POST", "/mutate-v1-pod", &TLS13, Some(&others)).ok()
+        let answer = ask("POST", "/mutate-v1-pod", &TLS13, Some(&of_others)).unwrap();
+        (status(&answer) == "HTTP/1.1 415 Unsupported Media Type").then_some(())
     });
-    ask("POST", "/mutate-v1-pod", &TLS13, Some(&ours)).unwrap_err();
+    let refused = ask("POST", "/mutate-v1-pod", &TLS13, Some(&client)).unwrap();
+    assert!(refused.ends_with(OTHER_CA), "{refused}");
+}
+
+#[test]
+fn name_of_a_client_without_its_ca_is_refused() {
+    let made = Made::new(NAME);
+    let mounted = Mounted::new(&made.certificate, &made.key);
+    let (certificate, key) = (mounted.file("tls.crt"), mounted.file("tls.key"));
+    let mut webhook = Webhook::with(&certificate, &key, &["--client-name=kube-apiserver"]);
+    let status = eventually("the end of the webhook", || {
+        webhook.process.try_wait().unwrap()
+    });
+    assert_eq!(status.code(), Some(2));
+    let log = webhook.process.last_log_lines();
+    assert!(log.contains("--client-ca <FILE>"), "{log}");
 }
 
 /// The type of the first record that comes back for a ClientHello of this version and none

@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::{Value, json};
 use sgp::dev::{Sandbox, SandboxOptions};
 
-use crate::server::binaries;
+use crate::server::{binaries, metrics};
 use crate::waiting::eventually;
 
 const CONFIGURATIONS: [&str; 2] = [
@@ -240,15 +240,6 @@ fn get(port: u16, path: &str, bundle: &str) -> io::Result<(String, Vec<u8>)> {
     let status = answer.lines().next().unwrap_or_default().to_owned();
     let certificate = connection.peer_certificates().unwrap()[0].to_vec();
     Ok((status, certificate))
-}
-
-fn metrics(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }
 
 fn seconds(variable: &str, default: u64) -> u64 {

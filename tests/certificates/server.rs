@@ -152,18 +152,7 @@ impl Webhook {
         name: &str,
         config: ClientConfig,
     ) -> io::Result<(String, ProtocolVersion)> {
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let mut connection = ClientConnection::new(Arc::new(config), name.clone()).unwrap();
-        let mut socket = self.connect();
-        let mut stream = Stream::new(&mut connection, &mut socket);
-        let host = name.to_str();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok((answer, connection.protocol_version().unwrap()))
+        ask(self.connect(), method, path, name, config)
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -173,6 +162,36 @@ impl Webhook {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
+}
+
+/// The whole answer to a request without a body, and the TLS version that it came over.
+pub fn ask(
+    mut socket: TcpStream,
+    method: &str,
+    path: &str,
+    name: &str,
+    config: ClientConfig,
+) -> io::Result<(String, ProtocolVersion)> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = ClientConnection::new(Arc::new(config), name.clone()).unwrap();
+    let mut stream = Stream::new(&mut connection, &mut socket);
+    let host = name.to_str();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok((answer, connection.protocol_version().unwrap()))
+}
+
+pub fn metrics(port: u16) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 fn any_ca() -> String {

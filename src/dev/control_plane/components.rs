@@ -28,6 +28,8 @@ pub(super) struct Components<'a> {
     pub(super) binaries: &'a Binaries,
     pub(super) credentials: &'a Credentials,
     pub(super) run_dir: &'a Path,
+    /// The API server's AdmissionConfiguration, if it has one.
+    pub(super) admission: Option<&'a Path>,
     pub(super) port: u16,
 }
 
@@ -62,6 +64,9 @@ impl Components<'_> {
             ),
         ] {
             command.arg(flag).arg(path);
+        }
+        if let Some(path) = self.admission {
+            command.arg("--admission-control-config-file").arg(path);
         }
         command
     }

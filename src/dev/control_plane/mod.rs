@@ -10,6 +10,7 @@
 //! Any number of instances run side by side: each has its own run folder, port, keys and
 //! certificates. Nothing here knows of pods' security groups, of the webhook or of EC2.
 
+mod admission;
 mod binaries;
 mod components;
 mod credentials;
@@ -60,6 +61,20 @@ pub struct Options {
     /// Starts the scheduler, and kwok with this in the place of kubelets. Without it pods stay
     /// Pending.
     pub kubelets: Option<Kubelets>,
+    /// The client certificate that the API server shows an admission webhook. Without it, it
+    /// shows none to any.
+    pub webhook_client: Option<WebhookClient>,
+}
+
+/// Who the API server is to an admission webhook.
+#[derive(Debug, Clone)]
+pub struct WebhookClient {
+    /// The webhook, as `NAME.NAMESPACE.svc:PORT` if it is behind a Service.
+    pub host: String,
+    /// The certificate, as PEM. It is read for each connection.
+    pub certificate: PathBuf,
+    /// Its private key, as PEM.
+    pub key: PathBuf,
 }
 
 /// What kwok does in the place of the kubelets of all nodes.
@@ -215,10 +230,15 @@ impl ControlPlane {
         let credentials = Credentials::issue(&keys)?;
         let kubeconfig = kept.join("kubeconfig");
         credentials.write_kubeconfig(&kubeconfig, port, "admin", Some("system:masters"))?;
+        let admission = match &options.webhook_client {
+            Some(client) => Some(admission::write(&run_dir, client).map_err(unusable(&run_dir))?),
+            None => None,
+        };
         let components = Components {
             binaries,
             credentials: &credentials,
             run_dir: &run_dir,
+            admission: admission.as_deref(),
             port,
         };
         starting.spawn("kube-apiserver", components.api_server())?;
