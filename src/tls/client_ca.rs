@@ -202,4 +202,18 @@ mod tests {
             assert!(error.contains(problem), "{error}");
         }
     }
+
+    #[test]
+    fn handshake_takes_any_certificates_but_not_endlessly_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clients.crt");
+        let made = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
+        std::fs::write(&path, made.cert.pem()).unwrap();
+        let ca = ClientCa::from_file(&path, &[]).unwrap();
+        let half = CertificateDer::from(vec![0; LONGEST_CHAIN / 2]);
+        let now = UnixTime::now();
+        assert!(ca.verify_client_cert(&half, &[half.clone()], now).is_ok());
+        let more = [half.clone(), CertificateDer::from(vec![0])];
+        assert!(ca.verify_client_cert(&half, &more, now).is_err());
+    }
 }
