@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 
 use crate::stage::{Scene, Setting, Stage, eventually, object, phase, pod, until};
 
+/// How many webhooks there are while pods are rolled out.
+const REPLICAS: usize = 3;
 /// How many pods are rolled out.
 const PODS: usize = 500;
 /// As many namespaces have a policy, and as many have none.
@@ -30,12 +32,16 @@ const RECOVERY: Duration = Duration::from_secs(400);
 
 documented!("allocator.md", webhook_away => refuses_pods_exactly_where_policies_are);
 
-fn kill_webhook(stage: &mut Stage) {
-    stage.sandbox_mut().webhook().kill().unwrap();
+fn kill_webhooks(stage: &mut Stage) {
+    for webhook in stage.sandbox_mut().webhooks() {
+        webhook.process().kill().unwrap();
+    }
 }
 
-fn restart_webhook(stage: &mut Stage) {
-    stage.sandbox_mut().webhook().restart().unwrap();
+fn restart_webhooks(stage: &mut Stage) {
+    for webhook in stage.sandbox_mut().webhooks() {
+        webhook.process().restart().unwrap();
+    }
 }
 
 /// Whether a pod requests a branch interface, as the webhook has it: in its first container.
@@ -46,7 +52,7 @@ fn requests_interface(pod: &Pod) -> bool {
     limits.is_some_and(|limits| limits.contains_key(POD_ENI))
 }
 
-async fn until_enforced(client: &Client, namespace: &str) {
+pub async fn until_enforced(client: &Client, namespace: &str) {
     let namespaces = Api::<Namespace>::all(client.clone());
     let is_labelled = |namespace: Option<&Namespace>| {
         namespace.is_some_and(|it| it.labels().contains_key(ENFORCE_LABEL))
@@ -135,7 +141,7 @@ async fn refuses_pods_exactly_where_policies_are(texts: &[String]) {
         label_by_hand(&client, namespace).await;
     }
 
-    kill_webhook(&mut stage);
+    kill_webhooks(&mut stage);
     let mut lone = pod("lone", json!({}));
     (lone["apiVersion"], lone["kind"]) = (json!("v1"), json!("Pod"));
     // Our own namespace takes no others.
@@ -176,7 +182,7 @@ async fn refuses_pods_exactly_where_policies_are(texts: &[String]) {
     deploy(&client, &enforced, "web", 2).await;
     let told = until_refused(&client, &enforced).await;
     assert!(told.contains(text.as_str()), "{told}");
-    restart_webhook(&mut stage);
+    restart_webhooks(&mut stage);
     let pods = Api::<Pod>::namespaced(client.clone(), &enforced);
     let running = eventually("the pods of the deployment to run", async || {
         let pods = pods.list(&ListParams::default()).await.unwrap().items;
@@ -243,11 +249,17 @@ async fn touch_replica_sets(client: &Client, namespace: &str) {
     }
 }
 
-/// Half of the Deployments are made before the outage, the others in it. The pods of the other
-/// namespaces must all come while no webhook answers: how long that is follows from them.
+/// All replicas are killed and restarted. Half of the Deployments are made before the outage, the
+/// others in it. The pods of the other namespaces must all come while no webhook answers: how
+/// long that is follows from them.
 #[tokio::test]
 async fn rollout_goes_through_an_outage_of_all_webhooks_and_no_pod_starts_without_its_groups() {
-    let mut stage = Stage::start(Setting::with_long_lease()).await;
+    let setting = Setting {
+        webhook_replicas: REPLICAS,
+        ..Setting::with_long_lease()
+    };
+    let mut stage = Stage::start(setting).await;
+    assert_eq!(stage.sandbox_mut().webhooks().len(), REPLICAS);
     let client = stage.client();
     let green = stage.groups().green.clone();
     let (mut enforced, mut open) = (BTreeSet::new(), BTreeSet::new());
@@ -273,7 +285,7 @@ async fn rollout_goes_through_an_outage_of_all_webhooks_and_no_pod_starts_withou
         (number >= BEFORE_THE_OUTAGE).then_some(())
     })
     .await;
-    kill_webhook(&mut stage);
+    kill_webhooks(&mut stage);
     let killed = Instant::now();
     for namespace in enforced.iter().chain(&open) {
         deploy(&client, namespace, "late", replicas).await;
@@ -288,8 +300,11 @@ async fn rollout_goes_through_an_outage_of_all_webhooks_and_no_pod_starts_withou
     let before = seen.of(&enforced);
     let is_late = |pod: &&SeenPod| pod.app == "late";
     assert_eq!(before.iter().filter(is_late).count(), 0);
+    for webhook in stage.sandbox_mut().webhooks() {
+        assert!(!webhook.is_ready(), "all were away until now");
+    }
     let restarted = Instant::now();
-    restart_webhook(&mut stage);
+    restart_webhooks(&mut stage);
     // A controller's pauses grow to as long as it was refused, and by far longer where it was
     // called up by its pods meanwhile: those that had some are not waited for.
     until_there(&seen, &enforced, PODS / 4, is_late).await;

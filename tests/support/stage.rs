@@ -63,6 +63,8 @@ pub struct Setting {
     pub custom_networking: bool,
     /// Further arguments of the allocator.
     pub arguments: Vec<String>,
+    /// How many replicas of the webhook there are.
+    pub webhook_replicas: usize,
     /// How long a silent allocator stays the leader.
     pub lease_duration: Duration,
     /// The cooldown in the plugin's ConfigMap, in seconds; `None` for no ConfigMap.
@@ -87,6 +89,7 @@ impl Default for Setting {
             nodes: vec![NodeGroup::new("m5.large", 1)],
             custom_networking: false,
             arguments: Vec::new(),
+            webhook_replicas: 1,
             lease_duration: AllocatorOptions::default().lease_duration,
             cooldown: Some(30),
         }
@@ -132,6 +135,7 @@ impl Stage {
                 arguments: setting.arguments,
                 lease_duration: setting.lease_duration,
             }),
+            webhook_replicas: setting.webhook_replicas,
             ..SandboxOptions::new(env!("CARGO_BIN_EXE_sgp"))
         };
         let binaries = Binaries::find_or_build().unwrap_or_else(|error| panic!("{error}"));
