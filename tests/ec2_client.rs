@@ -680,7 +680,7 @@ async fn absent_credentials_are_told_with_what_to_do() {
         .endpoint_url(&cloud.endpoint)
         .region(Region::new(REGION))
         .build();
-    let ec2 = AwsEc2::with_config(&config, Ec2Metrics::default()).unwrap();
+    let ec2 = AwsEc2::with_config(config, Ec2Metrics::default());
     let failed = failure_of(&ec2).await;
     let expected = (ErrorClass::Forbidden, "NoCredentials");
     assert_eq!((failed.class, &*failed.code), expected, "{failed}");

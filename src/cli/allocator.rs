@@ -188,7 +188,7 @@ impl AllocatorArgs {
         let ec2_metrics = Ec2Metrics::register(&mut registry);
         let allocator_metrics = AllocatorMetrics::register(&mut registry);
         let (leadership, leads) = watch::channel(Leadership::default());
-        let ec2 = AwsEc2::connect(ec2_metrics).await?;
+        let ec2 = AwsEc2::from_environment(ec2_metrics);
         let makes_interfaces = self.eni_backend == EniBackend::Ec2;
         let ec2 = ec2.only_while(move || makes_interfaces && leads.borrow().is_held());
 

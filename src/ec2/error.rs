@@ -13,7 +13,7 @@ pub struct Ec2Error {
     /// What it means.
     pub class: ErrorClass,
     /// EC2's code; for a call without an answer [`NO_ANSWER`], for one that could not even be
-    /// signed [`NO_CREDENTIALS`].
+    /// signed [`NO_CREDENTIALS`], for one that nobody knows where to send [`NO_REGION`].
     pub code: String,
     /// EC2's words, and what to do where they don't say it.
     pub message: String,
@@ -28,6 +28,10 @@ pub const NO_ANSWER: &str = "NoAnswer";
 
 /// The code of a call that was never sent, because there are no credentials to sign it with.
 pub const NO_CREDENTIALS: &str = "NoCredentials";
+
+/// The code of a call that was never sent, because no region is known to send it to.
+pub const NO_REGION: &str = "NoRegion";
+
 /// The code of a call that was not sent because its process may change nothing any more.
 pub const NOT_SENT: &str = "NotSent";
 
@@ -51,7 +55,7 @@ impl Ec2Error {
         Self {
             call,
             class,
-            had_no_effect: class == ErrorClass::Throttled || code == NOT_SENT,
+            had_no_effect: class == ErrorClass::Throttled || code == NO_REGION || code == NOT_SENT,
             code,
             message: message.into(),
         }
@@ -62,6 +66,7 @@ impl Ec2Error {
     pub fn is_conclusive(&self) -> bool {
         self.class != ErrorClass::Throttled
             && self.code != NO_ANSWER
+            && self.code != NO_REGION
             && !INSIDE_EC2.contains(&self.code.as_str())
     }
 }
@@ -96,6 +101,7 @@ pub fn classify(code: &str) -> ErrorClass {
         | "InvalidNetworkInterface.InUse"
         | "OperationNotPermitted"
         | NO_ANSWER
+        | NO_REGION
         | NOT_SENT => ErrorClass::Retry,
 
         "BandwidthLimitExceeded"
@@ -182,6 +188,7 @@ mod tests {
         use ErrorClass::*;
         for (code, class) in [
             ("NoAnswer", Retry),
+            ("NoRegion", Retry),
             ("InternalError", Retry),
             ("InternalFailure", Retry),
             ("RequestTimeout", Retry),
@@ -226,7 +233,13 @@ mod tests {
     #[test]
     fn answers_that_any_call_would_get_conclude_nothing() {
         let conclusive = |code| Ec2Error::new("AnyCall", code, "").is_conclusive();
-        for code in ["NoAnswer", "InternalError", "Unavailable", "SlowDown"] {
+        for code in [
+            "NoAnswer",
+            "NoRegion",
+            "InternalError",
+            "Unavailable",
+            "SlowDown",
+        ] {
             assert!(!conclusive(code), "{code}");
         }
         for code in [

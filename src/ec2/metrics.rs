@@ -74,6 +74,10 @@ impl Request<'_> {
             Err(error) => error.class.as_str(),
         };
     }
+
+    pub(super) fn failed(self, error: &Ec2Error) {
+        self.end::<()>(&Err(error.clone()));
+    }
 }
 
 impl Drop for Request<'_> {

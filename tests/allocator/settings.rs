@@ -3,21 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::DeleteParams;
-use serde_json::{Value, json};
+use serde_json::json;
 use sgp::api::CNINode;
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 use crate::enforcement;
-use crate::stage::{Setting, Stage, allocatable, eventually};
+use crate::stage::{Setting, Stage, allocatable, ask, eventually};
 
 #[tokio::test]
 async fn warm_branches_spare_the_next_pods_their_calls_and_metrics_show_it() {
@@ -130,15 +127,4 @@ async fn beside_the_controller_of_eks_it_answers_and_only_labels_namespaces() {
     assert!(cni_nodes.get_opt(&node.name).await.unwrap().is_none());
     let log = fs::read_to_string(eks.process().log_path()).unwrap();
     assert!(!log.contains("forbidden"), "{log}");
-}
-
-/// The JSON that an allocator answers on its socket.
-async fn ask(socket: &Path, path: &str) -> Value {
-    let mut stream = UnixStream::connect(socket).await.unwrap();
-    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    serde_json::from_str(body).unwrap()
 }

@@ -21,3 +21,4 @@ mod handover;
 mod pace;
 mod restarts;
 mod single_calls;
+mod start;

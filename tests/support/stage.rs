@@ -8,6 +8,7 @@ pub mod stopwatch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ use sgp::dev::nodes::{NodeGroup, SandboxNode};
 use sgp::dev::{CloudOptions, Sandbox, SandboxOptions};
 use sgp::ec2::simulator::Simulator;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use interfaces::Interface;
@@ -682,6 +683,22 @@ fn is_true(annotation: &PodEni, interface: &Interface) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{annotation:?} is not true: {interface:?}")),
     }
+}
+
+/// The JSON that an allocator answers on its socket.
+pub async fn ask(socket: &Path, path: &str) -> Value {
+    serde_json::from_str(&ask_for_text(socket, path).await).unwrap()
+}
+
+/// What an allocator answers on its socket.
+pub async fn ask_for_text(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    body.to_owned()
 }
 
 /// Waits for a condition of an object, and gives the object; `None` when it is gone.

@@ -380,7 +380,9 @@ impl Worker {
         }
         let calls = self.calls.clone();
         self.vpc_lookup.spawn(async move {
-            let found = calls.instances(ids).await.ok()?;
+            let found = calls.instances(ids).await;
+            let told = |error: &_| tracing::warn!(%error, "the cluster's VPC can't be looked up");
+            let found = found.inspect_err(told).ok()?;
             found.into_iter().next().map(|instance| instance.vpc_id)
         });
     }

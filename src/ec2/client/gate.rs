@@ -37,6 +37,13 @@ impl Gate {
     }
 }
 
+impl Default for Gate {
+    /// One that is always open.
+    fn default() -> Self {
+        Self::new(|| true)
+    }
+}
+
 impl Closed {
     /// Whether this is what an error came from.
     pub(super) fn is_cause_of(error: &(dyn Error + 'static)) -> bool {

@@ -5,22 +5,18 @@
 //! there is [no answer](hedging). The SDK's own retries are off, for they would go past both.
 
 mod answers;
+mod connection;
 mod failures;
 mod gate;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
 use std::future::Future;
-use std::time::Duration;
 
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::http::HttpResponse;
-use aws_sdk_ec2::config::retry::RetryConfig;
-use aws_sdk_ec2::config::timeout::TimeoutConfig;
-use aws_sdk_ec2::config::{
-    Config, Credentials, IdentityCache, SharedCredentialsProvider, StalledStreamProtectionConfig,
-};
+use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{
     Filter as SdkFilter, NetworkInterfaceAttachmentChanges, NetworkInterfaceCreationType,
@@ -28,23 +24,18 @@ use aws_sdk_ec2::types::{
 };
 use futures::FutureExt;
 
+use self::connection::Connection;
+pub use self::connection::NoRegion;
 use self::gate::Gate;
 use super::calls::{
     Answer, Association, Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority,
     SecurityGroup, Subnet,
 };
-use super::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS, NOT_SENT};
+use super::error::{Ec2Error, ErrorClass, NO_ANSWER, NO_CREDENTIALS, NO_REGION, NOT_SENT};
 use super::hedging;
 use super::instance_limits::InstanceLimits;
 use super::metrics::Ec2Metrics;
 use super::rate_limit::RateLimiter;
-
-/// A connection within a region is there in milliseconds, or not at all.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Finding credentials takes an answer of STS, of the Pod Identity agent or of the instance's
-/// metadata. Shorter than a call's whole time, so that its failure tells of the credentials.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The largest page of most lists.
 const PAGE: i32 = 1_000;
@@ -70,43 +61,31 @@ const MODIFY: &str = "ModifyNetworkInterfaceAttribute";
 /// Its futures can be dropped at any time; whether EC2 does what was asked is open then.
 #[derive(Debug)]
 pub struct AwsEc2 {
-    client: Client,
+    connection: Connection,
     limiter: RateLimiter,
     metrics: Ec2Metrics,
     gate: Gate,
 }
 
-/// No source of configuration names an AWS region.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no AWS region is known; set AWS_REGION, or `region` in the profile of AWS_CONFIG_FILE \
-     that AWS_PROFILE names, or let the instance metadata service answer (from inside of a \
-     pod it needs a hop limit of 2)"
-)]
-pub struct NoRegion;
-
 impl AwsEc2 {
     /// Finds region, credentials and endpoint as every AWS SDK does: environment (such as
     /// `AWS_ENDPOINT_URL_EC2`), profile, IRSA, EKS Pod Identity, instance metadata.
     ///
-    /// Credentials are looked for with the first call, and again before they expire.
-    ///
-    /// # Errors
-    ///
-    /// When no region is found.
-    pub async fn connect(metrics: Ec2Metrics) -> Result<Self, NoRegion> {
-        let mut sources = aws_config::defaults(BehaviorVersion::latest());
-        if let Ok(name) = AppName::new("sgp") {
-            sources = sources.app_name(name);
-        }
-        Self::with_config(&sources.load().await, metrics)
+    /// Nothing is looked for before the first call. As long as no region is found, calls fail
+    /// with [`NO_REGION`], and it is looked for again. Credentials are looked for once a
+    /// region is known, and again before they expire.
+    pub fn from_environment(metrics: Ec2Metrics) -> Self {
+        let source = || async {
+            let mut sources = aws_config::defaults(BehaviorVersion::latest());
+            if let Ok(name) = AppName::new("sgp") {
+                sources = sources.app_name(name);
+            }
+            sources.load().await
+        };
+        Self::new(Connection::new(source, Gate::default()), metrics)
     }
 
     /// An EC2 at this URL that takes any credentials, such as the simulator.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
     pub fn with_endpoint(url: &str, region: &str, metrics: Ec2Metrics) -> Self {
         let credentials = Credentials::new("any", "any", None, None, "sgp");
         let config = SdkConfig::builder()
@@ -115,47 +94,45 @@ impl AwsEc2 {
             .endpoint_url(url)
             .region(Region::new(region.to_owned()))
             .build();
-        Self::with_config(&config, metrics).expect("the region is given")
+        Self::with_config(config, metrics)
     }
 
     /// Takes region, credentials and endpoint from there; retries and timeouts are its own.
-    ///
-    /// # Errors
-    ///
-    /// When there is no region.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
-    pub fn with_config(config: &SdkConfig, metrics: Ec2Metrics) -> Result<Self, NoRegion> {
-        if config.region().is_none() {
-            return Err(NoRegion);
-        }
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT);
-        let identities = IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT);
-        let config: Config = aws_sdk_ec2::config::Builder::from(config)
-            .identity_cache(identities.build())
-            .retry_config(RetryConfig::disabled())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(timeouts.build())
-            .build();
-        Ok(Self {
-            client: Client::from_conf(config),
+    pub fn with_config(config: SdkConfig, metrics: Ec2Metrics) -> Self {
+        let source = move || std::future::ready(config.clone());
+        Self::new(Connection::new(source, Gate::default()), metrics)
+    }
+
+    fn new(connection: Connection, metrics: Ec2Metrics) -> Self {
+        Self {
+            connection,
             limiter: RateLimiter::new(metrics.clone()),
             metrics,
-            gate: Gate::new(|| true),
-        })
+            gate: Gate::default(),
+        }
     }
 
     /// Asks of each call that changes something whether it may be sent: before it is begun,
     /// which spares a connection, and when the connection takes its body, however long that
     /// took.
     #[must_use]
-    pub fn only_while(mut self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        self.gate = Gate::new(may_change);
-        let config = self.client.config().to_builder();
-        self.client = Client::from_conf(config.interceptor(self.gate.clone()).build());
-        self
+    pub fn only_while(self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        let gate = Gate::new(may_change);
+        Self {
+            connection: self.connection.with_gate(gate.clone()),
+            gate,
+            ..self
+        }
+    }
+
+    /// The SDK's client for a call, which fails without a region.
+    async fn client(&self, call: &'static str) -> Result<&Client, Ec2Error> {
+        let client = self.connection.client().await;
+        client.map_err(|error| {
+            let error = Ec2Error::new(call, NO_REGION, error.to_string());
+            self.metrics.begin(call).failed(&error);
+            error
+        })
     }
 
     fn may_begin(&self, call: &'static str) -> Result<(), Ec2Error> {
@@ -245,12 +222,12 @@ impl AwsEc2 {
         priority: Priority,
     ) -> Result<Vec<Instance>, Ec2Error> {
         const CALL: &str = "DescribeInstances";
+        let client = self.client(CALL).await?;
         let ids = Vec::from_iter(ids);
         let mut chunks: Vec<Vec<String>> = ids.chunks(INSTANCES).map(<[_]>::to_vec).collect();
         let mut known = Vec::new();
         while let Some(chunk) = chunks.pop() {
-            let request = self
-                .client
+            let request = client
                 .describe_instances()
                 .set_instance_ids(Some(chunk.clone()));
             match self.call(CALL, priority, || request.clone().send()).await {
@@ -326,14 +303,14 @@ fn id_filters(name: &str, ids: Vec<String>) -> Vec<SdkFilter> {
 
 impl Ec2 for AwsEc2 {
     fn interfaces(&self, filters: Vec<Filter>, priority: Priority) -> Answer<'_, Vec<Interface>> {
-        let request = self
-            .client
-            .describe_network_interfaces()
-            .set_filters(Some(sdk_filters(filters)))
-            .max_results(PAGE);
+        const CALL: &str = "DescribeNetworkInterfaces";
         async move {
+            let request = self.client(CALL).await?.describe_network_interfaces();
+            let request = request
+                .set_filters(Some(sdk_filters(filters)))
+                .max_results(PAGE);
             let interfaces = self.pages(
-                "DescribeNetworkInterfaces",
+                CALL,
                 priority,
                 |token| request.clone().set_next_token(token).send(),
                 |answer| (answer.network_interfaces, answer.next_token),
@@ -350,13 +327,15 @@ impl Ec2 for AwsEc2 {
     }
 
     fn subnets(&self, ids: Vec<String>) -> Answer<'_, Vec<Subnet>> {
+        const CALL: &str = "DescribeSubnets";
         async move {
+            let client = self.client(CALL).await?;
             let mut subnets = Vec::new();
             for filter in id_filters("subnet-id", ids) {
-                let request = self.client.describe_subnets();
+                let request = client.describe_subnets();
                 let request = request.filters(filter).max_results(PAGE);
                 let found = self.pages(
-                    "DescribeSubnets",
+                    CALL,
                     Priority::Allocation,
                     |token| request.clone().set_next_token(token).send(),
                     |answer| (answer.subnets, answer.next_token),
@@ -370,13 +349,15 @@ impl Ec2 for AwsEc2 {
     }
 
     fn security_groups(&self, ids: Vec<String>) -> Answer<'_, Vec<SecurityGroup>> {
+        const CALL: &str = "DescribeSecurityGroups";
         async move {
+            let client = self.client(CALL).await?;
             let mut groups = Vec::new();
             for filter in id_filters("group-id", ids) {
-                let request = self.client.describe_security_groups();
+                let request = client.describe_security_groups();
                 let request = request.filters(filter).max_results(PAGE);
                 let found = self.pages(
-                    "DescribeSecurityGroups",
+                    CALL,
                     Priority::Allocation,
                     |token| request.clone().set_next_token(token).send(),
                     |answer| (answer.security_groups, answer.next_token),
@@ -390,15 +371,14 @@ impl Ec2 for AwsEc2 {
     }
 
     fn instance_limits(&self, instance_type: String) -> Answer<'_, Option<InstanceLimits>> {
+        const CALL: &str = "DescribeInstanceTypes";
         // By filter, not by name: a type that EC2 does not know is no error then.
         let filter = Filter::new("instance-type", instance_type);
-        let request = self
-            .client
-            .describe_instance_types()
-            .set_filters(Some(sdk_filters(vec![filter])));
         async move {
+            let request = self.client(CALL).await?.describe_instance_types();
+            let request = request.set_filters(Some(sdk_filters(vec![filter])));
             let types = self.pages(
-                "DescribeInstanceTypes",
+                CALL,
                 Priority::Allocation,
                 |token| request.clone().set_next_token(token).send(),
                 |answer| (answer.instance_types, answer.next_token),
@@ -410,13 +390,14 @@ impl Ec2 for AwsEc2 {
     }
 
     fn associations(&self) -> Answer<'_, Vec<Association>> {
-        let request = self
-            .client
-            .describe_trunk_interface_associations()
-            .max_results(ASSOCIATIONS_PAGE);
+        const CALL: &str = "DescribeTrunkInterfaceAssociations";
         async move {
+            let client = self.client(CALL).await?;
+            let request = client
+                .describe_trunk_interface_associations()
+                .max_results(ASSOCIATIONS_PAGE);
             let associations = self.pages(
-                "DescribeTrunkInterfaceAssociations",
+                CALL,
                 Priority::Audit,
                 |token| request.clone().set_next_token(token).send(),
                 |answer| (answer.interface_associations, answer.next_token),
@@ -437,21 +418,20 @@ impl Ec2 for AwsEc2 {
                 .set_tags(Some(tags))
                 .build()
         });
-        let request = self
-            .client
-            .create_network_interface()
-            .set_interface_type(
-                interface
-                    .trunk
-                    .then_some(NetworkInterfaceCreationType::Trunk),
-            )
-            .subnet_id(interface.subnet_id)
-            .set_groups(Some(interface.group_ids))
-            .description(interface.description)
-            .set_tag_specifications(tags.map(|tags| vec![tags]))
-            .set_ipv6_address_count(interface.ipv6.then_some(1))
-            .client_token(interface.client_token);
+        let interface_type = interface
+            .trunk
+            .then_some(NetworkInterfaceCreationType::Trunk);
         async move {
+            let client = self.client(CALL).await?;
+            let request = client
+                .create_network_interface()
+                .set_interface_type(interface_type)
+                .subnet_id(interface.subnet_id)
+                .set_groups(Some(interface.group_ids))
+                .description(interface.description)
+                .set_tag_specifications(tags.map(|tags| vec![tags]))
+                .set_ipv6_address_count(interface.ipv6.then_some(1))
+                .client_token(interface.client_token);
             let send = || request.clone().send();
             let answer = self.call(CALL, Priority::Allocation, send).await?;
             let interface = answer.network_interface.and_then(answers::interface);
@@ -467,13 +447,13 @@ impl Ec2 for AwsEc2 {
         device_index: i32,
     ) -> Answer<'_, String> {
         const CALL: &str = "AttachNetworkInterface";
-        let request = self
-            .client
-            .attach_network_interface()
-            .network_interface_id(interface_id)
-            .instance_id(instance_id)
-            .device_index(device_index);
         async move {
+            let client = self.client(CALL).await?;
+            let request = client
+                .attach_network_interface()
+                .network_interface_id(interface_id)
+                .instance_id(instance_id)
+                .device_index(device_index);
             let send = || request.clone().send();
             let answer = self.call(CALL, Priority::Allocation, send).await?;
             made(CALL, answer.attachment_id)
@@ -486,12 +466,12 @@ impl Ec2 for AwsEc2 {
             .attachment_id(attachment_id)
             .delete_on_termination(true)
             .build();
-        let request = self
-            .client
-            .modify_network_interface_attribute()
-            .network_interface_id(interface_id)
-            .attachment(change);
         async move {
+            let client = self.client(MODIFY).await?;
+            let request = client
+                .modify_network_interface_attribute()
+                .network_interface_id(interface_id)
+                .attachment(change);
             let send = || request.clone().send();
             self.call(MODIFY, Priority::Allocation, send).await?;
             Ok(())
@@ -500,12 +480,12 @@ impl Ec2 for AwsEc2 {
     }
 
     fn set_groups(&self, interface_id: String, group_ids: Vec<String>) -> Answer<'_, ()> {
-        let request = self
-            .client
-            .modify_network_interface_attribute()
-            .network_interface_id(interface_id)
-            .set_groups(Some(group_ids));
         async move {
+            let client = self.client(MODIFY).await?;
+            let request = client
+                .modify_network_interface_attribute()
+                .network_interface_id(interface_id)
+                .set_groups(Some(group_ids));
             let send = || request.clone().send();
             self.call(MODIFY, Priority::Allocation, send).await?;
             Ok(())
@@ -515,14 +495,14 @@ impl Ec2 for AwsEc2 {
 
     fn associate(&self, association: NewAssociation) -> Answer<'_, String> {
         const CALL: &str = "AssociateTrunkInterface";
-        let request = self
-            .client
-            .associate_trunk_interface()
-            .trunk_interface_id(association.trunk_id)
-            .branch_interface_id(association.branch_id)
-            .vlan_id(association.vlan.into())
-            .client_token(association.client_token);
         async move {
+            let client = self.client(CALL).await?;
+            let request = client
+                .associate_trunk_interface()
+                .trunk_interface_id(association.trunk_id)
+                .branch_interface_id(association.branch_id)
+                .vlan_id(association.vlan.into())
+                .client_token(association.client_token);
             let send = || request.clone().send();
             let answer = self.call(CALL, Priority::Allocation, send).await?;
             let association = answer.interface_association;
@@ -532,28 +512,28 @@ impl Ec2 for AwsEc2 {
     }
 
     fn disassociate(&self, association_id: String) -> Answer<'_, ()> {
-        // An association ends once, so its id tells a repeated call from another one.
-        let request = self
-            .client
-            .disassociate_trunk_interface()
-            .client_token(&association_id)
-            .association_id(association_id);
+        const CALL: &str = "DisassociateTrunkInterface";
         async move {
+            // An association ends once, so its id tells a repeated call from another one.
+            let client = self.client(CALL).await?;
+            let request = client
+                .disassociate_trunk_interface()
+                .client_token(&association_id)
+                .association_id(association_id);
             let send = || request.clone().send();
-            self.call("DisassociateTrunkInterface", Priority::Deletion, send)
-                .await?;
+            self.call(CALL, Priority::Deletion, send).await?;
             Ok(())
         }
         .boxed()
     }
 
     fn detach(&self, attachment_id: String) -> Answer<'_, ()> {
-        let request = self.client.detach_network_interface();
-        let request = request.attachment_id(attachment_id);
+        const CALL: &str = "DetachNetworkInterface";
         async move {
+            let request = self.client(CALL).await?.detach_network_interface();
+            let request = request.attachment_id(attachment_id);
             let send = || request.clone().send();
-            self.call("DetachNetworkInterface", Priority::Deletion, send)
-                .await?;
+            self.call(CALL, Priority::Deletion, send).await?;
             Ok(())
         }
         .boxed()
@@ -564,23 +544,26 @@ impl Ec2 for AwsEc2 {
         interface_id: String,
         tags: BTreeMap<String, String>,
     ) -> Answer<'_, ()> {
-        let request = self.client.create_tags().resources(interface_id);
-        let request = request.set_tags(Some(sdk_tags(tags)));
+        const CALL: &str = "CreateTags";
         async move {
+            let request = self.client(CALL).await?.create_tags();
+            let request = request
+                .resources(interface_id)
+                .set_tags(Some(sdk_tags(tags)));
             let send = || request.clone().send();
-            self.call("CreateTags", Priority::Allocation, send).await?;
+            self.call(CALL, Priority::Allocation, send).await?;
             Ok(())
         }
         .boxed()
     }
 
     fn delete_interface(&self, interface_id: String) -> Answer<'_, ()> {
-        let request = self.client.delete_network_interface();
-        let request = request.network_interface_id(interface_id);
+        const CALL: &str = "DeleteNetworkInterface";
         async move {
+            let request = self.client(CALL).await?.delete_network_interface();
+            let request = request.network_interface_id(interface_id);
             let send = || request.clone().send();
-            self.call("DeleteNetworkInterface", Priority::Deletion, send)
-                .await?;
+            self.call(CALL, Priority::Deletion, send).await?;
             Ok(())
         }
         .boxed()
@@ -613,10 +596,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn missing_region_is_told_with_the_ways_to_give_one() {
-        let config = SdkConfig::builder().build();
-        let error = AwsEc2::with_config(&config, Ec2Metrics::default()).unwrap_err();
-        assert!(error.to_string().contains("AWS_REGION"), "{error}");
+    async fn call_without_a_region_fails_with_the_ways_to_give_one_and_is_counted() {
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = Ec2Metrics::register(&mut registry);
+        let ec2 = AwsEc2::with_config(SdkConfig::builder().build(), metrics);
+        let detached = ec2.detach("eni-attach-1".to_owned()).await;
+        let error = detached.unwrap_err();
+        assert_eq!((error.class, &*error.code), (ErrorClass::Retry, NO_REGION));
+        assert!(error.had_no_effect, "{error}");
+        assert!(error.message.contains("AWS_REGION"), "{error}");
+
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let line = "ec2_requests_total{action=\"DetachNetworkInterface\",outcome=\"retry\"} 1";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]
