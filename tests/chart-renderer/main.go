@@ -27,7 +27,8 @@ import (
 	release "helm.sh/helm/v4/pkg/release/v1/util"
 )
 
-const namespace = "sgp-system"
+// What is meant where no other namespace is given.
+const ours = "sgp-system"
 
 func main() {
 	// That a link is followed is what is wanted.
@@ -40,12 +41,18 @@ func main() {
 
 func run(arguments []string) error {
 	if len(arguments) < 2 {
-		return errors.New("usage: chart-renderer template|definitions|lint|package CHART [VALUES|FOLDER]")
+		return errors.New("usage: chart-renderer template|definitions|lint|package CHART [VALUES|FOLDER] [NAMESPACE]")
 	}
-	command, chart, rest := arguments[0], arguments[1], strings.Join(arguments[2:], "")
+	command, chart, rest, namespace := arguments[0], arguments[1], "", ours
+	if len(arguments) > 2 {
+		rest = arguments[2]
+	}
+	if len(arguments) > 3 {
+		namespace = arguments[3]
+	}
 	switch command {
 	case "template":
-		return template(chart, rest)
+		return template(chart, rest, namespace)
 	case "definitions":
 		return definitions(chart)
 	case "lint":
@@ -56,7 +63,7 @@ func run(arguments []string) error {
 	return fmt.Errorf("unknown command %q", command)
 }
 
-func template(path, values string) error {
+func template(path, values, namespace string) error {
 	chart, err := loader.Load(path)
 	if err != nil {
 		return err
@@ -102,7 +109,7 @@ func lintAll(chart, values string) error {
 	if err != nil {
 		return err
 	}
-	found := lint.RunAll(chart, given, namespace)
+	found := lint.RunAll(chart, given, ours)
 	for _, message := range found.Messages {
 		// An icon is a matter of taste.
 		if message.Severity > support.InfoSev {

@@ -175,6 +175,20 @@ fn values_that_can_not_be_meant_are_refused() {
     }
 }
 
+/// What is written in a condition of a webhook, Helm can't follow.
+#[test]
+fn namespace_that_the_conditions_of_the_webhooks_do_not_name_is_refused() {
+    let chart = in_repository(CHART);
+    let values = "cluster: {name: my-cluster}\n";
+    let in_namespace = |namespace| helm_with(&["template", &chart, values, namespace]);
+    assert_eq!(parse(&output(in_namespace("sgp-system"))), template(values));
+
+    let refused = in_namespace("security");
+    assert!(!refused.status.success());
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(told.contains("add --namespace sgp-system"), "{told}");
+}
+
 #[test]
 fn helm_shares_the_modules_that_are_built_for_the_control_plane() {
     let versions = |path: &str| {
@@ -230,9 +244,12 @@ fn output(done: Output) -> String {
 
 /// Runs Helm's library.
 fn helm(command: &str, chart: &str, argument: &str) -> Output {
+    helm_with(&[command, chart, argument])
+}
+
+fn helm_with(arguments: &[&str]) -> Output {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(build);
-    let mut program = Command::new(&*PROGRAM);
-    program.args([command, chart, argument]).output().unwrap()
+    Command::new(&*PROGRAM).args(arguments).output().unwrap()
 }
 
 /// With the flags of the control plane, which Go has built most of this for already.

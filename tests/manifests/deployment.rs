@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use sgp::api::names::ALLOCATOR_USER;
 
 use crate::{in_repository, kubectl, render, start_control_plane, text, waiting::eventually};
 
@@ -51,6 +52,42 @@ fn flag(container: &Value, name: &str) -> String {
     let prefix = format!("--{name}=");
     let value = arguments.find_map(|it| it.as_str().unwrap().strip_prefix(&prefix));
     value.unwrap_or_else(|| panic!("no {prefix}")).to_owned()
+}
+
+/// Whoever a condition names is not asked about: another name would let somebody else past the
+/// guards.
+#[test]
+fn webhook_entries_name_the_service_account_and_the_namespace_of_the_pods() {
+    for overlay in ["ec2", "eks"] {
+        let objects = render(&format!("manifests/overlays/{overlay}"));
+        let deployment = &objects["Deployment sgp-system/sgp"];
+        let namespace = text(&deployment["metadata"]["namespace"]);
+        let account = text(&deployment["spec"]["template"]["spec"]["serviceAccountName"]);
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        assert_eq!(user, ALLOCATOR_USER);
+
+        let configurations = objects
+            .iter()
+            .filter(|(name, _)| name.contains("WebhookConfiguration"));
+        let entries: Vec<_> = configurations
+            .flat_map(|(_, object)| object["webhooks"].as_array().unwrap())
+            .collect();
+        assert!(
+            entries
+                .iter()
+                .all(|it| it["clientConfig"]["service"]["namespace"] == *namespace)
+        );
+        let conditions = entries
+            .iter()
+            .flat_map(|entry| entry["matchConditions"].as_array().into_iter().flatten());
+        let names_us = format!("'{user}'");
+        let naming: Vec<_> = conditions
+            .map(|condition| text(&condition["expression"]))
+            .filter(|expression| expression.contains("system:serviceaccount:sgp"))
+            .collect();
+        assert!(!naming.is_empty());
+        assert!(naming.iter().all(|it| it.contains(&names_us)), "{naming:?}");
+    }
 }
 
 #[test]
