@@ -44,7 +44,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
      that AWS_PROFILE names, or let the instance metadata service answer (from inside of a \
      pod it needs a hop limit of 2)"
 )]
-pub struct NoRegion;
+pub(super) struct NoRegion;
 
 /// Gives region, credentials and endpoint, as they can be found now.
 type Source = Box<dyn Fn() -> BoxFuture<'static, SdkConfig> + Send + Sync>;

@@ -25,7 +25,6 @@ use aws_sdk_ec2::types::{
 use futures::FutureExt;
 
 use self::connection::Connection;
-pub use self::connection::NoRegion;
 use self::gate::Gate;
 use super::calls::{
     Answer, Association, Ec2, Filter, Instance, Interface, NewAssociation, NewInterface, Priority,
