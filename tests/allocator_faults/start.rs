@@ -19,8 +19,8 @@ use sgp::dev::control_plane::{Process, free_port};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::absent_webhook::until_enforced;
 use crate::stage::{Setting, Stage, ask, ask_for_text, eventually};
-use crate::webhook::until_enforced;
 
 /// A stage whose allocator has made the trunks and is gone, and what takes its place: on the
 /// same socket and the same port for metrics.
