@@ -41,12 +41,15 @@ struct StoredName {
     name: String,
 }
 
+/// Policies in an answer. Each can have more than a megabyte, and is held several times.
+const PAGE: u32 = 10;
+
 /// All policies of a namespace, consistently: without a resource version the API server
 /// never answers from a cache that lags behind.
 pub async fn list_policies(client: &Client, namespace: &str) -> kube::Result<PolicyIndex> {
     let mut index = PolicyIndex::default();
     let path = DynamicObject::url_path(&policy_resource(), Some(namespace));
-    let mut parameters = ListParams::default().limit(250);
+    let mut parameters = ListParams::default().limit(PAGE);
     loop {
         let request = kube::core::Request::new(&path).list(&parameters);
         let request = request.map_err(kube::Error::BuildRequest)?;

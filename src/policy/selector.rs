@@ -5,6 +5,7 @@
 //! Everything that can be wrong is found by [`Selector::compile`], so that matching cannot
 //! fail.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
@@ -47,6 +48,10 @@ pub enum Condition {
 
 /// The values of a [`Condition`]: at least one, sorted, each once.
 pub type Values = Box<[Box<str>]>;
+
+/// The most labels, expressions and values of a selector, all together. Far more than anybody
+/// writes by hand.
+const MOST_TERMS: usize = 1_000;
 
 impl Selector {
     /// Whether an object with these labels is selected.
@@ -109,6 +114,18 @@ impl Selector {
     /// order of [`Selector::requirements`] and within an expression in that of its fields.
     pub fn compile(selector: &LabelSelector) -> Result<Self, Vec<SelectorError>> {
         let mut problems = Vec::new();
+        let expressions = selector.match_expressions.iter().flatten();
+        let lengths = expressions.map(|it| 1 + it.values.as_ref().map_or(0, Vec::len));
+        let labels = selector.match_labels.as_ref().map_or(0, BTreeMap::len);
+        let count = labels + lengths.sum::<usize>();
+        if count > MOST_TERMS {
+            let path = match labels > MOST_TERMS {
+                true => "matchLabels",
+                false => "matchExpressions",
+            };
+            let problem = SelectorProblem::TooMany { count };
+            return Err(vec![SelectorError::new(path, problem)]);
+        }
         let mut requirements = Vec::new();
         for (key, value) in selector.match_labels.iter().flatten() {
             requirements.extend(compile_label(key, value, &mut problems));
@@ -265,18 +282,23 @@ impl SelectorError {
         let (kind, value, detail) = match &self.problem {
             SelectorProblem::Key { key, problem } => (
                 FieldErrorKind::Invalid,
-                Some(Quote(key)),
+                Some(Quote(key).to_string()),
                 problem.to_string(),
             ),
             SelectorProblem::Value { value, problem } => (
                 FieldErrorKind::Invalid,
-                Some(Quote(value)),
+                Some(Quote(value).to_string()),
                 problem.to_string(),
             ),
             SelectorProblem::Operator(written) => (
                 FieldErrorKind::Invalid,
-                Some(Quote(written)),
+                Some(Quote(written).to_string()),
                 "must be In, NotIn, Exists or DoesNotExist".to_owned(),
+            ),
+            SelectorProblem::TooMany { count } => (
+                FieldErrorKind::TooMany,
+                Some(count.to_string()),
+                format!("labels, expressions and their values are at most {MOST_TERMS} together"),
             ),
             SelectorProblem::NoValues { operator } => (
                 FieldErrorKind::Required,
@@ -292,7 +314,7 @@ impl SelectorError {
         FieldError {
             path: format!("{selector}.{}", self.path),
             kind,
-            value: value.map(|value| value.to_string()),
+            value,
             detail,
         }
     }
@@ -316,6 +338,12 @@ pub enum SelectorProblem {
         value: Box<str>,
         /// Why it is not a value.
         problem: ValueProblem,
+    },
+    /// Every replica keeps all selectors in memory, and a policy can be megabytes long.
+    #[error("{count} labels, expressions and values in all, at most {MOST_TERMS} are looked at")]
+    TooMany {
+        /// How many there are.
+        count: usize,
     },
     /// There is no such operator.
     #[error("{} is not In, NotIn, Exists or DoesNotExist", Quote(.0))]
@@ -371,6 +399,32 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn selector_of_very_many_terms_is_refused() {
+        let labels = |count| {
+            let labels = (0..count).map(|number| (format!("k{number}"), json!("v")));
+            json!({"matchLabels": serde_json::Map::from_iter(labels)})
+        };
+        let values = |count| {
+            let values: Vec<_> = (0..count).map(|number| format!("v{number}")).collect();
+            json!({"matchExpressions": [{"key": "app", "operator": "In", "values": values}]})
+        };
+        let refused = |selector: Value| {
+            let selector = serde_json::from_value(selector).unwrap();
+            Selector::try_from(&selector)
+                .err()
+                .map(|error| error.to_string())
+        };
+        assert_eq!(refused(labels(1_000)), None);
+        assert_eq!(refused(values(999)), None);
+        let told = "1001 labels, expressions and values in all, at most 1000 are looked at";
+        assert_eq!(refused(labels(1_001)), Some(format!("matchLabels: {told}")));
+        assert_eq!(
+            refused(values(1_000)),
+            Some(format!("matchExpressions: {told}"))
+        );
+    }
 
     #[test]
     fn selector_selects_by_label() {

@@ -23,6 +23,13 @@ impl Default for ServiceAccountLabels {
     }
 }
 
+impl ServiceAccountLabels {
+    /// The memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
 impl From<&BTreeMap<String, String>> for ServiceAccountLabels {
     fn from(labels: &BTreeMap<String, String>) -> Self {
         if labels.is_empty() {

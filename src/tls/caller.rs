@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{CertificateError as Invalid, Error};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use yasna::models::ObjectIdentifier;
+use yasna::tags::{TAG_PRINTABLESTRING, TAG_UTF8STRING};
+use yasna::{ASN1Result, BERReaderSeq, Tag};
 
 use super::certificate::{instant, unix_time};
 use super::client_ca::ClientCa;
@@ -165,19 +167,56 @@ impl ClientName {
     /// Reads the common name: the API server itself knows its clients by nothing else, and who
     /// approves certificates for it need not have looked at alternative names.
     fn of(certificate: &CertificateDer<'_>) -> Self {
-        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
-            return Self::None;
-        };
-        let mut names = certificate.subject().iter_common_name();
-        match (names.next(), names.next()) {
-            (Some(name), None) => match name.as_str() {
-                Ok(name) => Self::One(name.to_owned()),
-                Err(_) => Self::None,
-            },
-            (None, _) => Self::None,
-            (Some(_), Some(_)) => Self::Several,
+        match &*common_names(certificate).unwrap_or_default() {
+            [Some(name)] => Self::One(name.clone()),
+            [None] | [] => Self::None,
+            _ => Self::Several,
         }
     }
+}
+
+/// The common names of a certificate's subject (RFC 5280, section 4.1); one that is no plain
+/// text is `None`.
+fn common_names(certificate: &[u8]) -> ASN1Result<Vec<Option<String>>> {
+    let oid = ObjectIdentifier::from_slice(&[2, 5, 4, 3]);
+    let mut names = Vec::new();
+    let mut attribute = |reader: &mut BERReaderSeq<'_, '_>| {
+        let is_common_name = reader.next().read_oid()? == oid;
+        let value = reader.next();
+        let text = match value.lookahead_tag()? {
+            TAG_UTF8STRING => Some(value.read_utf8string()?),
+            TAG_PRINTABLESTRING => Some(value.read_printable_string()?),
+            _ => value.read_der().map(|_| None)?,
+        };
+        if is_common_name {
+            names.push(text);
+        }
+        Ok(())
+    };
+    yasna::parse_der(certificate, |certificate| {
+        certificate.read_sequence(|certificate| {
+            certificate.next().read_sequence(|signed| {
+                signed.read_optional(|version| {
+                    version.read_tagged(Tag::context(0), |number| number.read_i64())
+                })?;
+                // Serial number, algorithm, issuer, validity.
+                for _ in 0..4 {
+                    signed.next().read_der()?;
+                }
+                signed.next().read_sequence_of(|part| {
+                    part.read_set_of(|one| one.read_sequence(&mut attribute))
+                })?;
+                skip_rest(signed)
+            })?;
+            skip_rest(certificate)
+        })
+    })?;
+    Ok(names)
+}
+
+fn skip_rest(reader: &mut BERReaderSeq<'_, '_>) -> ASN1Result<()> {
+    while reader.read_optional(|one| one.read_der())?.is_some() {}
+    Ok(())
 }
 
 impl fmt::Display for ClientName {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
@@ -30,9 +31,17 @@ use crate::telemetry::metrics::{LookupMetrics, WatchMetrics};
 /// questions is bounded by its deadline.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many network policies of a namespace are looked at: those of others are for warnings
-/// only, and what is read for them has a bound.
-const MOST_NETWORK_POLICIES: u32 = 500;
+/// Network policies in an answer. Each can have more than a megabyte, and is held several
+/// times.
+const NETWORK_POLICIES_AT_A_TIME: u32 = 10;
+
+/// Bytes of network policies after which no more are asked for: hundreds of ordinary ones. They
+/// are for warnings only, and whoever may write some must not be able to use up the memory.
+const ENOUGH_NETWORK_POLICIES: usize = 512 * 1024;
+
+/// The most bytes of a ServiceAccount's labels that are kept. The API server is asked for
+/// longer ones each time.
+const LONGEST_KEPT_LABELS: usize = 16 * 1024;
 
 /// What the webhook knows of the cluster.
 pub struct Cluster {
@@ -154,8 +163,9 @@ impl Cluster {
         })
     }
 
-    /// The network policies of a namespace as the API server has them now; of a namespace with
-    /// more than `MOST_NETWORK_POLICIES`, the first.
+    /// The network policies of a namespace as the API server has them now, with what selects
+    /// pods in them and nothing else; of a namespace with very many or very long ones, the
+    /// first.
     pub async fn ask_network_policies(
         &self,
         namespace: &str,
@@ -166,8 +176,21 @@ impl Cluster {
         }
         let api = Api::<NetworkPolicy>::namespaced(self.client.clone(), namespace);
         let list = async move {
-            let parameters = ListParams::default().limit(MOST_NETWORK_POLICIES);
-            Ok(api.list(&parameters).await?.items.into())
+            let mut parameters = ListParams::default().limit(NETWORK_POLICIES_AT_A_TIME);
+            let (mut policies, mut bytes) = (Vec::new(), 0);
+            loop {
+                let page = api.list(&parameters).await?;
+                for policy in page.items.into_iter().map(selectors_of) {
+                    bytes += serde_json::to_vec(&policy).map_or(0, |json| json.len());
+                    policies.push(policy);
+                }
+                match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                    Some(token) if bytes < ENOUGH_NETWORK_POLICIES => {
+                        parameters = parameters.continue_token(&token);
+                    }
+                    _ => return Ok(policies.into()),
+                }
+            }
         };
         let key = namespace.to_owned();
         let found = self.network_policy_lookup.run(key, deadline, list).await;
@@ -256,6 +279,23 @@ impl Feed<DynamicObject> for Policies<'_> {
 /// The service accounts of a cluster.
 pub(super) struct ServiceAccounts<'a>(pub(super) &'a Cluster);
 
+/// The policy with its name and what selects pods in it.
+fn selectors_of(mut policy: NetworkPolicy) -> NetworkPolicy {
+    policy.metadata = ObjectMeta {
+        name: policy.metadata.name,
+        ..ObjectMeta::default()
+    };
+    if let Some(spec) = &mut policy.spec {
+        spec.ingress = None;
+        for rule in spec.egress.iter_mut().flatten() {
+            rule.ports = None;
+            let peers = rule.to.iter_mut();
+            peers.for_each(|peers| peers.retain(|peer| peer.ip_block.is_none()));
+        }
+    }
+    policy
+}
+
 type ServiceAccountMeta = PartialObjectMeta<ServiceAccount>;
 
 fn labels_of(account: &ServiceAccountMeta) -> ServiceAccountLabels {
@@ -268,7 +308,12 @@ impl Feed<ServiceAccountMeta> for ServiceAccounts<'_> {
 
     fn add(index: &mut ServiceAccountIndex, account: ServiceAccountMeta) {
         let namespace = account.namespace().unwrap_or_default();
-        index.apply(&namespace, &account.name_any(), labels_of(&account));
+        let (name, labels) = (account.name_any(), labels_of(&account));
+        match labels.bytes() <= LONGEST_KEPT_LABELS {
+            true => index.apply(&namespace, &name, labels),
+            // As if it had not been seen, for which the API server is asked.
+            false => index.delete(&namespace, &name),
+        }
     }
 
     fn apply(&self, account: ServiceAccountMeta) {

@@ -75,18 +75,18 @@ impl Exchange<'_> {
             self.count(Outcome::Failed);
             return body::too_long();
         };
+        let kind = request.kind.as_deref().unwrap_or("object");
+        let name = request.name.filter(|name| !name.is_empty());
+        let name = name.map(|name| format!(" {name:?}")).unwrap_or_default();
         let message = format!(
-            "{} {:?}: what the API server asks about it is longer than 3 MiB, so that it can't \
-             be looked at; make it smaller",
-            request.kind.as_deref().unwrap_or("object"),
-            request.name.as_deref().unwrap_or_default(),
+            "{kind}{name}: what the API server asks about it is longer than 3 MiB, so that it \
+             can't be looked at; make it smaller"
         );
         tracing::warn!(
             path = self.endpoint.path(),
             message,
             "request that is too long"
         );
-        let kind = request.kind.as_deref().unwrap_or_default();
         let only_warns = match self.endpoint {
             Endpoint::ValidateNetwork => ["Service", "NetworkPolicy"].contains(&kind),
             // Whatever it is, it can be deleted.
@@ -170,6 +170,70 @@ impl Exchange<'_> {
             }
             Unreadable::Object { uid, .. } => {
                 self.refuse(uid, Refusal::bad_request(unreadable.to_string()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Settings;
+    use axum::body::{Body, to_bytes};
+    use serde_json::{Value, json};
+    use std::convert::Infallible;
+
+    async fn answer_too_long(endpoint: Endpoint, kind: &str, operation: &str) -> Value {
+        let service = tower::service_fn(async |_: axum::http::Request<kube::client::Body>| {
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        });
+        let client = kube::Client::new(service, "default");
+        let webhook = Webhook::new(client, Settings::default(), None);
+        let beginning = format!(
+            r#"{{"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": {{
+                "uid": "1", "kind": {{"group": "", "version": "v1", "kind": "{kind}"}},
+                "name": "web", "operation": "{operation}", "object": {{"metadata": "#
+        );
+        let exchange = webhook.exchange(endpoint);
+        let response = exchange.refuse_too_long(beginning.as_bytes());
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        serde_json::from_slice::<Value>(&body).unwrap()["response"].take()
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_is_refused_where_anything_is() {
+        for (endpoint, kind, operation, is_allowed) in [
+            (Endpoint::MutatePod, "Pod", "CREATE", false),
+            (Endpoint::ValidatePod, "Pod", "CREATE", false),
+            (Endpoint::ValidatePod, "Pod", "UPDATE", false),
+            (Endpoint::ValidatePod, "Pod", "DELETE", true),
+            (Endpoint::ValidateNode, "Node", "UPDATE", false),
+            (
+                Endpoint::ValidatePolicy,
+                "SecurityGroupPolicy",
+                "CREATE",
+                false,
+            ),
+            (Endpoint::ValidateWorkload, "Deployment", "CREATE", true),
+            (Endpoint::ValidateNetwork, "Service", "CREATE", true),
+            (Endpoint::ValidateNetwork, "NetworkPolicy", "UPDATE", true),
+            (Endpoint::ValidateNetwork, "PolicyEndpoint", "UPDATE", false),
+        ] {
+            let told = format!(
+                "{kind} \"web\": what the API server asks about it is longer than 3 MiB, so that \
+                 it can't be looked at; make it smaller"
+            );
+            let response = answer_too_long(endpoint, kind, operation).await;
+            assert_eq!(response["uid"], "1");
+            assert_eq!(response["allowed"], is_allowed, "{response}");
+            if is_allowed {
+                assert_eq!(response["warnings"], json!([told]));
+            } else {
+                let status = &response["status"];
+                assert_eq!(status["message"], told);
+                assert_eq!(status["code"], 413);
+                assert_eq!(status["reason"], "RequestEntityTooLarge");
             }
         }
     }

@@ -491,6 +491,32 @@ mod tests {
     use crate::policy::Pod;
 
     #[test]
+    fn beginning_tells_what_it_holds_wherever_it_ends() {
+        let whole = r#"{"kind":"AdmissionReview","request":{"uid":"1","kind":{"group":"",
+            "kind":"Pod"},"name":"web","operation":"UPDATE","object":{"uid":"2","kind":"x"}}}"#;
+        let mut found = 0;
+        for end in 0..=whole.len() {
+            let beginning = read_beginning(&whole.as_bytes()[..end]);
+            let fields = [
+                (beginning.uid, "1"),
+                (beginning.kind, "Pod"),
+                (beginning.name, "web"),
+                (beginning.operation, "UPDATE"),
+            ];
+            let before = found;
+            found = fields.iter().filter(|(field, _)| field.is_some()).count();
+            assert!(found >= before);
+            for (field, expected) in fields {
+                assert!(field.is_none_or(|field| field == expected));
+            }
+        }
+        assert_eq!(found, 4);
+        assert!(read_beginning(b"[").uid.is_none());
+        let long = format!(r#"{{"request": {{"uid": "{}""#, "1".repeat(1_000));
+        assert!(read_beginning(long.as_bytes()).uid.is_none());
+    }
+
+    #[test]
     fn body_that_is_no_review_is_told_from_one_with_a_strange_object() {
         let review = |rest: &str| {
             format!(r#"{{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", {rest}}}"#)

@@ -10,10 +10,14 @@ use super::cluster::{Cluster, Policies, ServiceAccounts};
 use crate::api_server::follow;
 use crate::api_server::policies::policy_resource;
 
+/// Objects in an answer to a list.
+const PAGE: u32 = 10;
+
 /// Runs all watches.
 pub async fn run(cluster: &Cluster, client: kube::Client) {
-    // A page is held as text and as objects; small ones keep the memory's peak low.
-    let config = watcher::Config::default().page_size(100);
+    // A page is held as text, twice, and as objects, each of which can have more than a
+    // megabyte: whoever may write some must not be able to use up the memory.
+    let config = watcher::Config::default().page_size(PAGE);
     let resource = policy_resource();
     let policies = Api::all_with(client.clone(), &resource);
     let service_accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client);

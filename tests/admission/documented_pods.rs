@@ -18,7 +18,9 @@ use crate::cluster::{
 };
 use crate::neighbour::{mutating, rule};
 use crate::shutdown::second_webhook;
-use crate::{allocator, annotation_guard, final_check, forced_deletion, node_guard, protocol};
+use crate::{
+    allocator, annotation_guard, final_check, forced_deletion, node_guard, protocol, too_long,
+};
 
 documented!("webhook.md",
     grace_period_of_0 => |texts| {
@@ -108,6 +110,7 @@ documented!("webhook.md",
     },
     annotations_that_others_write => annotation_guard::others_write,
     deletions_by_force => forced_deletion::whoever_deletes_a_pod_by_force_is_told_what_stays_behind,
+    objects_that_are_too_long => too_long::refused_or_warned_of,
     nodes_that_the_cni_plugin_changes => node_guard::cni_plugin_changes_its_two_labels_and_nothing_else,
 );
 

@@ -29,6 +29,7 @@ mod recorder;
 mod refusal;
 mod selection;
 mod shutdown;
+mod too_long;
 mod warnings;
 mod workload_templates;
 mod workloads;

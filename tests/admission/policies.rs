@@ -61,6 +61,7 @@ fn one_problem_each(texts: &[String]) {
         with_expression(json!({"key": "app", "operator": "Near"})),
         with_expression(json!({"key": "app", "operator": "In"})),
         with_expression(json!({"key": "app", "operator": "Exists", "values": ["web"]})),
+        with_expression(json!({"key": "app", "operator": "In", "values": vec!["a"; 1_001]})),
         with_expression(json!({"key": "a/b/c", "operator": "Exists"})),
         with_expression(json!({"key": "app", "operator": "NotIn", "values": ["web", "-"]})),
         with_account_label("a role", "reader"),
