@@ -310,7 +310,9 @@ async fn pod_with_an_interface_runs_once_that_is_described_and_has_its_addresses
     let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
     let parameters = PatchParams::default();
     let pods_of_allocator = Api::<Pod>::namespaced(allocator(sandbox).await, &namespace);
-    let written = pods_of_allocator.patch("green", &parameters, &patch).await;
+    let written = pods_of_allocator
+        .patch_status("green", &parameters, &patch)
+        .await;
     written.unwrap();
     let runs = until_phase(&pods, "green", "Running").await;
     assert_eq!(pod_ip(&runs), "100.64.3.7");

@@ -654,7 +654,7 @@ impl Calls {
         branch: &BranchId,
         known: &Circumstances,
     ) -> Result<Carried, CallError> {
-        const CALL: &str = "patch pod";
+        const CALL: &str = "patch pod status";
         let of_ec2 = |error| CallError::of_ec2(error, "");
         let missing = |what: &str| {
             let message = format!(
@@ -707,7 +707,7 @@ impl Calls {
         pod: &PodReference,
         interface: &PodEni,
     ) -> Result<String, CallError> {
-        const CALL: &str = "patch pod";
+        const CALL: &str = "patch pod status";
         let api = Api::<PartialObjectMeta<Pod>>::namespaced(self.client.clone(), &pod.namespace);
         let json = serde_json::to_string(&[interface]).expect("texts and numbers are JSON");
         let mut resource_version = pod.resource_version.clone();
@@ -723,7 +723,9 @@ impl Calls {
             });
             let patch = Patch::Merge(&patch);
             let parameters = PatchParams::default();
-            let patched = api.patch_metadata(&pod.name, &parameters, &patch);
+            // By its status, where the API server takes annotations too and leaves the spec as it
+            // is: so no right is needed by which a pod's image could be changed.
+            let patched = api.patch_status(&pod.name, &parameters, &patch);
             match ask_api_server(CALL, patched).await {
                 Ok(patched) => return Ok(patched.resource_version().unwrap_or_default()),
                 // The pod has changed since, or is another of the same name.

@@ -75,7 +75,8 @@ impl Chore {
             Self::Label(value) => {
                 let patch = json!({"metadata": {"labels": {HAS_TRUNK_ATTACHED: value}}});
                 let patch = Patch::Merge(&patch);
-                let patched = nodes.patch_metadata(node, &parameters, &patch);
+                // The API server takes labels by the status too, and no taints.
+                let patched = nodes.patch_status(node, &parameters, &patch);
                 ignore(ask_api_server(call, patched).await, "NotFound")
             }
             Self::Capacity(number) => {

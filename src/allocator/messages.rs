@@ -108,8 +108,8 @@ mod tests {
                  in docs/allocator.md; it goes on by itself once they are granted",
             ),
             (
-                error("patch pod", ErrorClass::Forbidden, "Forbidden", "no"),
-                "patch pod failed with Forbidden: no; give the allocator's service account the \
+                error("patch pod status", ErrorClass::Forbidden, "Forbidden", "no"),
+                "patch pod status failed with Forbidden: no; give the allocator's service account the \
                  rights of manifests/base/rbac.yaml",
             ),
             (

@@ -3,12 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    DEFAULT, FARGATE_GROUPS, Namespace, Output, POD_ENI, STRICT, empower, eventually, kubectl,
-    node, pod,
+    AS_ALLOCATOR, DEFAULT, FARGATE_GROUPS, Namespace, Output, POD_ENI, STRICT, empower, eventually,
+    kubectl, node, pod,
 };
 use crate::documented::block;
-
-const ALLOCATOR: &str = "--as=system:serviceaccount:sgp-system:sgp";
 
 /// What is said to whoever may not do this with the pod's interface.
 fn may_not(act: &str) -> String {
@@ -53,18 +51,24 @@ fn interface_of_a_pod_is_the_allocators_to_write() {
     let [set, change] = ["[]", "[{}]"].map(|value| format!("{POD_ENI}={value}"));
     let remove = format!("{POD_ENI}-");
     let by_admin = |change: &str| annotate(&namespace, &[change]);
-    let by_allocator = |change: &str| annotate(&namespace, &[change, ALLOCATOR]).ok();
+    let by_allocator = |value: Option<&str>| {
+        for arguments in [&["--dry-run=server"][..], &[]] {
+            namespace
+                .annotate_as_allocator("web", value, arguments)
+                .ok();
+        }
+    };
 
     assert_refused(&by_admin(&set), &may_not("set"));
-    by_allocator(&set);
+    by_allocator(Some("[]"));
     assert_refused(&by_admin(&change), &may_not("change"));
     assert_refused(&by_admin(&remove), &may_not("remove"));
     // Whatever else of the pod is anybody's.
     by_admin("note=yes").ok();
     namespace.kubectl(&["label", "pod", "web", "note=yes"]).ok();
     by_admin(&set).ok();
-    by_allocator(&change);
-    by_allocator(&remove);
+    by_allocator(Some("[{}]"));
+    by_allocator(None);
 
     for user in [
         "system:serviceaccount:kube-system:eks-vpc-resource-controller",
@@ -96,6 +100,32 @@ pub fn others_write(texts: &[String]) {
     for refused in [namespace.dry_run(&brings), namespace.apply(&brings)] {
         assert!(!refused.success);
         assert_eq!(refused.stderr, message);
+    }
+}
+
+#[test]
+fn allocator_can_annotate_pods_and_change_nothing_that_they_run() {
+    let namespace = with_pod();
+    let patch = json!({
+        "metadata": {"annotations": {POD_ENI: "[]"}},
+        "spec": {"containers": [{"name": "web", "image": "other"}], "activeDeadlineSeconds": 1}
+    });
+    namespace.patch_as_allocator("web", &patch, &[]).ok();
+    let read = ["get", "pod", "web", "-o", "json"];
+    let pod = namespace.kubectl(&read).ok().json();
+    assert_eq!(pod["metadata"]["annotations"][POD_ENI], "[]");
+    assert_eq!(pod["spec"]["containers"][0]["image"], "web");
+    assert!(pod["spec"]["activeDeadlineSeconds"].is_null(), "{pod:#}");
+
+    let can = |what: &[&str]| {
+        let ask = [&["auth", "can-i", AS_ALLOCATOR], what].concat();
+        namespace.kubectl(&ask).stdout == "yes\n"
+    };
+    for resource in ["pods", "nodes"] {
+        assert!(can(&["patch", resource, "--subresource=status"]));
+        for verb in ["create", "update", "patch", "delete"] {
+            assert!(!can(&[verb, resource]), "{verb} {resource}");
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub const GROUP: &str = "sg-0123456789abcdef0";
 pub const POD_ENI: &str = "vpc.amazonaws.com/pod-eni";
 pub const FARGATE_GROUPS: &str = "fargate.amazonaws.com/pod-sg";
 
+/// For `kubectl`: with the allocator's rights and no others.
+pub const AS_ALLOCATOR: &str = "--as=system:serviceaccount:sgp-system:sgp";
+
 /// The webhook as it is by default.
 pub static DEFAULT: LazyLock<Sandbox> = LazyLock::new(|| start(&[]));
 
@@ -72,6 +75,33 @@ pub fn empower(sandbox: &Sandbox, user: &str) {
         "--all-namespaces",
         &format!("--as={user}"),
     ];
+    eventually("the right to count", || {
+        kubectl(sandbox, &ask, None).success.then_some(())
+    });
+}
+
+/// Lets the allocator's user read what `kubectl patch` changes for it: kubectl reads first, and
+/// the allocator has no need to.
+fn let_allocator_use_kubectl(sandbox: &Sandbox) {
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "test-status"},
+        "rules": [{"apiGroups": [""], "resources": ["pods/status"], "verbs": ["get"]}]
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "test-status"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-status"
+        },
+        "subjects": [{"kind": "ServiceAccount", "namespace": "sgp-system", "name": "sgp"}]
+    });
+    let both = json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]});
+    kubectl(sandbox, &["apply", "-f", "-"], Some(&both)).ok();
+    let ask = ["auth", "can-i", "get", "pods", "--subresource=status"];
+    let ask = [&ask[..], &["--all-namespaces", AS_ALLOCATOR]].concat();
     eventually("the right to count", || {
         kubectl(sandbox, &ask, None).success.then_some(())
     });
@@ -249,6 +279,37 @@ impl Namespace {
     pub fn dry_run(&self, object: &Value) -> Output {
         let arguments = ["apply", "--dry-run=server", "-o", "json", "-f", "-"];
         self.kubectl_with(&arguments, Some(object))
+    }
+
+    /// Writes the annotation that names a pod's interface as the allocator does; `None` takes it
+    /// away.
+    #[track_caller]
+    pub fn annotate_as_allocator(
+        &self,
+        pod: &str,
+        value: Option<&str>,
+        arguments: &[&str],
+    ) -> Output {
+        let patch = json!({"metadata": {"annotations": {POD_ENI: value}}});
+        self.patch_as_allocator(pod, &patch, arguments)
+    }
+
+    /// Changes a pod as the allocator does: by its status and with the allocator's rights.
+    #[track_caller]
+    pub fn patch_as_allocator(&self, pod: &str, patch: &Value, arguments: &[&str]) -> Output {
+        let_allocator_use_kubectl(self.sandbox);
+        let patch = patch.to_string();
+        let by_status = [
+            "patch",
+            "pod",
+            pod,
+            "--subresource=status",
+            "--type=merge",
+            "--patch",
+            &patch,
+            AS_ALLOCATOR,
+        ];
+        self.kubectl(&[&by_status[..], arguments].concat())
     }
 
     /// Applies policies, by name and spec, and waits until the webhook knows them.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::cluster::{DEFAULT, Namespace, POD_ENI, empower, kubectl, node, pod};
+use crate::cluster::{DEFAULT, Namespace, empower, kubectl, node, pod};
 use crate::documented::block;
 
 /// The pod garbage collector deletes pods of a node that is not there.
@@ -15,15 +15,7 @@ fn with_interface(namespace: &Namespace, name: &str) {
     make_node();
     let pod = pod(json!({"name": name}), json!({"nodeName": "forced"}));
     namespace.apply(&pod).ok();
-    annotate(namespace, name);
-}
-
-fn annotate(namespace: &Namespace, name: &str) {
-    let annotation = format!("{POD_ENI}=[]");
-    let allocator = "--as=system:serviceaccount:sgp-system:sgp";
-    namespace
-        .kubectl(&["annotate", "pod", name, &annotation, allocator])
-        .ok();
+    namespace.annotate_as_allocator(name, Some("[]"), &[]).ok();
 }
 
 /// Whether whoever deletes the pod is told that its network stays behind.
@@ -99,7 +91,9 @@ fn pods_without_a_network_to_remove_go_without_a_word() {
     namespace
         .apply(&pod(json!({"name": "unbound"}), json!({})))
         .ok();
-    annotate(&namespace, "unbound");
+    namespace
+        .annotate_as_allocator("unbound", Some("[]"), &[])
+        .ok();
     assert!(!is_warned(&namespace, "unbound", &[]));
 
     with_interface(&namespace, "finished");

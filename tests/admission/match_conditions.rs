@@ -129,7 +129,6 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
         let path = format!("/api/v1/namespaces/{name}/{path}");
         namespace.kubectl_with(&["create", "--raw", &path, "-f", "-"], Some(&binding))
     };
-    let allocator = "--as=system:serviceaccount:sgp-system:sgp";
     let eks = "eks:vpc-resource-controller";
     empower(&DEFAULT, eks);
     let eks = format!("--as={eks}");
@@ -148,7 +147,8 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
     check(annotate(&["a=b"]), None);
     check(annotate(&[&set]), Some("UPDATE pods"));
     check(annotate(&[groups]), Some("UPDATE pods"));
-    check(annotate(&[&set, allocator]), None);
+    let by_allocator = namespace.annotate_as_allocator("web", Some("[]"), &[]);
+    check(by_allocator, None);
     check(annotate(&["a-"]), None);
     check(annotate(&[&remove]), Some("UPDATE pods"));
     check(annotate(&[&remove, &eks]), None);
@@ -221,10 +221,9 @@ fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
         .apply(&pod(json!({"name": "plain"}), json!({})))
         .ok();
 
-    let allocator = "--as=system:serviceaccount:sgp-system:sgp";
+    namespace.annotate_as_allocator("web", Some("[]"), &[]).ok();
     let status = json!({"status": {"phase": "Running"}}).to_string();
     for arguments in [
-        &["annotate", "pod", "web", &set, allocator][..],
         &[
             "patch",
             "pod",
@@ -232,7 +231,7 @@ fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
             "--subresource=status",
             "--patch",
             &status,
-        ],
+        ][..],
         &["label", "pod", "web", "a=b"],
         &["delete", "pod", "web", "--wait=false"],
     ] {
@@ -253,10 +252,8 @@ fn webhook_is_asked_about_deletions_by_force_that_leave_something_behind() {
     let create = |pod_name: &str, spec: Value, annotated: bool| {
         namespace.apply(&pod(json!({"name": pod_name}), spec)).ok();
         if annotated {
-            let annotation = format!("{POD_ENI}=[]");
-            let allocator = "--as=system:serviceaccount:sgp-system:sgp";
-            let annotate = ["annotate", "pod", pod_name, &annotation, allocator];
-            namespace.kubectl(&annotate).ok();
+            let annotated = namespace.annotate_as_allocator(pod_name, Some("[]"), &[]);
+            annotated.ok();
         }
     };
     let bound = json!({"nodeName": "conditions"});

@@ -50,13 +50,13 @@ async fn pods_wait_for_the_right_to_be_annotated_and_are_told() {
     let stage = Stage::start(Setting::with_long_lease()).await;
     let scene = stage.scene().await;
     scene.policy("green", &[&stage.groups().green]).await;
-    let role = withdraw(&stage, "pods", "patch").await;
+    let role = withdraw(&stage, "pods/status", "patch").await;
     scene.burst("pod", 5).await;
 
     for pod in scene.burst_pods("pod").await {
         let uid = pod.uid().unwrap();
         let event = stage.until_event_that(&uid, "BranchENIAnnotationFailed", |note| {
-            note.contains("patch pod") && note.contains("manifests/base/rbac.yaml")
+            note.contains("patch pod status") && note.contains("manifests/base/rbac.yaml")
         });
         assert_eq!(event.await.type_.as_deref(), Some("Warning"));
     }
@@ -65,7 +65,7 @@ async fn pods_wait_for_the_right_to_be_annotated_and_are_told() {
     scene.until_annotated("pod", 5).await;
 
     let took = stopwatch.assert_within(RECOVERY);
-    println!("right to patch pods is back: {took:?}");
+    println!("right to patch pods/status is back: {took:?}");
     assert_eq!(stage.assert_consistent().await, []);
     assert_eq!(stage.branches_of(stage.node()).len(), 5);
 }

@@ -487,7 +487,7 @@ fn cause_of(action: &Action, work: &Work, instance: &str) -> Cause {
         }
         Action::Associate { .. } => ("AssociateTrunkInterface", instance.to_owned()),
         Action::Disassociate { .. } => ("DisassociateTrunkInterface", String::new()),
-        Action::Annotate { .. } => ("patch pod", String::new()),
+        Action::Annotate { .. } => ("patch pod status", String::new()),
         Action::ConfirmIdle(_) => ("list pods", String::new()),
     };
     Cause { call, scope }
