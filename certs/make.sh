@@ -5,12 +5,14 @@ set -eu
 
 DEFAULT_NAME=sgp-webhook.sgp-system.svc
 DEFAULT_DAYS=365
+DEFAULT_PREFIX=vpc-resource-
 
 usage() {
     cat <<END
-Usage: certs/make.sh [--days DAYS] FOLDER [NAME...]
+Usage: certs/make.sh [OPTION...] FOLDER [NAME...]
 
-Makes a CA and a serving certificate (ECDSA P-256) for the webhook:
+Makes a CA and a serving certificate (ECDSA P-256) for the webhook, and prints the commands
+that bring them into the cluster:
 
   FOLDER/ca.crt   the CA, which clients have to trust
   FOLDER/tls.crt  the serving certificate, for --tls-cert
@@ -19,10 +21,16 @@ Makes a CA and a serving certificate (ECDSA P-256) for the webhook:
 The CA's key is deleted at once: the CA signs this one certificate and no other. Files that
 are there already are not overwritten.
 
-  NAME         DNS name or IP address that clients call the webhook by
-               (default: $DEFAULT_NAME)
-  --days DAYS  validity of both certificates in days (default: $DEFAULT_DAYS)
-  --help       print this help
+  NAME            DNS name or IP address that clients call the webhook by
+                  (default: $DEFAULT_NAME)
+  --days DAYS     validity of both certificates in days (default: $DEFAULT_DAYS)
+  --keep-ca FILE  for a renewal: the CA in use, which the printed commands let the API server
+                  trust until the webhook serves the new certificate
+  --configuration-prefix PREFIX
+                  what the names of the webhook configurations begin with, before
+                  mutating-webhook and validating-webhook; sgp- beside EKS's own
+                  (default: $DEFAULT_PREFIX)
+  --help          print this help
 END
 }
 
@@ -56,11 +64,18 @@ serial() {
 }
 
 days=$DEFAULT_DAYS
+prefix=$DEFAULT_PREFIX
+kept=
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit ;;
         --days) [ $# -ge 2 ] || fail '--days needs a number' 2; days=$2; shift 2 ;;
         --days=*) days=${1#--days=}; shift ;;
+        --keep-ca) [ $# -ge 2 ] || fail '--keep-ca needs a file' 2; kept=$2; shift 2 ;;
+        --keep-ca=*) kept=${1#--keep-ca=}; shift ;;
+        --configuration-prefix)
+            [ $# -ge 2 ] || fail '--configuration-prefix needs a text' 2; prefix=$2; shift 2 ;;
+        --configuration-prefix=*) prefix=${1#--configuration-prefix=}; shift ;;
         --) shift; break ;;
         -*) fail "unknown option $1; --help lists what there is" 2 ;;
         *) break ;;
@@ -69,6 +84,10 @@ done
 case $days in
     '' | *[!0-9]* | 0*) fail "--days takes a whole number from 1 up, not \"$days\"" 2 ;;
 esac
+case $prefix in
+    '' | *[!0-9a-z.-]* | [!0-9a-z]*)
+        fail "--configuration-prefix takes a-z, 0-9, - and ., not \"$prefix\"" 2 ;;
+esac
 [ $# -ge 1 ] || fail 'no folder is given; --help shows how to call this' 2
 folder=$1
 shift
@@ -76,6 +95,8 @@ shift
 names=$(alternative_names "$@")
 
 command -v openssl >/dev/null || fail 'there is no openssl command; install the package openssl'
+[ -z "$kept" ] || openssl x509 -in "$kept" -noout 2>/dev/null ||
+    fail "--keep-ca $kept holds no certificate; give the ca.crt that was made before"
 for file in ca.crt tls.crt tls.key; do
     [ ! -e "$folder/$file" ] || fail "$folder/$file is there already and is not overwritten"
 done
@@ -127,23 +148,53 @@ fi
 chmod 644 "$work/ca.crt" "$work/tls.crt"
 mv "$work/ca.crt" "$work/tls.crt" "$work/tls.key" "$folder/"
 
-cat <<END
-Made $folder/ca.crt, $folder/tls.crt and $folder/tls.key,
-valid for $days days, for $names.
-
-Next, give the pair to the webhook and the CA to the API server:
-
-  kubectl -n sgp-system create secret tls sgp-webhook-tls \\
-    --cert='$folder/tls.crt' --key='$folder/tls.key'
-
-  ca=\$(base64 <'$folder/ca.crt' | tr -d '\n')
+# The commands that write the CAs that $1 prints into all entries of both configurations.
+print_trust() {
+    cat <<END
+  ca=\$($1 | base64 | tr -d '\n')
   for kind in mutating validating; do
-    configuration=\${kind}webhookconfiguration/vpc-resource-\$kind-webhook
+    configuration=\${kind}webhookconfiguration/$prefix\$kind-webhook
     entries=\$(kubectl get "\$configuration" -o 'jsonpath={.webhooks[*].name}' | wc -w)
     kubectl patch "\$configuration" --type=json -p "[\$(seq 0 \$((entries - 1)) | sed \\
       's|.*|{"op": "add", "path": "/webhooks/&/clientConfig/caBundle", "value": "'\$ca'"}|' |
       paste -sd , -)]"
   done
 
-certs/kustomization.yaml has the Deployment that mounts the Secret.
 END
+}
+
+cat <<END
+Made $folder/ca.crt, $folder/tls.crt and $folder/tls.key,
+valid for $days days, for $names.
+
+END
+secret="kubectl -n sgp-system create secret tls sgp-webhook-tls \\
+    --cert='$folder/tls.crt' --key='$folder/tls.key'"
+if [ -z "$kept" ]; then
+    cat <<END
+Next, give the pair to the webhook and the CA to the API server:
+
+  $secret
+
+END
+    print_trust "cat '$folder/ca.crt'"
+    echo 'certs/README.md says how the Deployment comes to mount the Secret.'
+else
+    cat <<END
+First, let the API server trust the old CA and the new one:
+
+END
+    # The old file may lack the end of its last line.
+    print_trust "{ cat '$kept'; echo; cat '$folder/ca.crt'; }"
+    cat <<END
+Half a minute later every API server knows that. Then replace the pair:
+
+  $secret \\
+    --dry-run=client -o yaml | kubectl replace -f -
+
+Kubelets bring it to the pods within about a minute. When sgp_certificate_changes_total has gone
+up on every pod, take the old CA away:
+
+END
+    print_trust "cat '$folder/ca.crt'"
+fi

@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use rustls::RootCertStore;
 use rustls::version::TLS13;
-use serde_json::json;
+use serde_json::{Value, json};
 use sgp::dev::control_plane::{ControlPlane, Options};
 
 use crate::server::{Files, NAME, TLS_VERSIONS, Webhook, binaries, make_sh, succeeded};
@@ -143,6 +143,9 @@ fn script_refuses_what_it_does_not_understand() {
         (&["--days", "0", folder], "whole number"),
         (&["--days=soon", folder], "whole number"),
         (&["--day", folder], "unknown option --day"),
+        (&["--configuration-prefix", "Sgp ", folder], "not \"Sgp \""),
+        (&["--configuration-prefix"], "needs a text"),
+        (&["--keep-ca"], "needs a file"),
         (&[folder, "a.svc,IP:0.0.0.0"], "neither a DNS name nor"),
         (&[folder, ""], "neither a DNS name nor"),
     ] {
@@ -154,65 +157,157 @@ fn script_refuses_what_it_does_not_understand() {
     }
 }
 
-#[tokio::test]
-async fn printed_commands_bring_the_files_into_a_cluster() {
-    let control_plane = ControlPlane::start(&binaries(), Options::default())
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
-    let kubectl = |arguments: &[&str]| succeeded(control_plane.kubectl().args(arguments));
-    for manifest in [
-        "namespace.yaml",
-        "mutating-webhook.yaml",
-        "validating-webhook.yaml",
-    ] {
-        let path = format!("{}/manifests/base/{manifest}", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["apply", "--server-side", "-f", &path]);
+#[test]
+fn script_keeps_only_what_is_a_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let new = folder.path().join("new");
+    for kept in ["nowhere.crt", "make.sh"] {
+        let kept = format!("{}/certs/{kept}", env!("CARGO_MANIFEST_DIR"));
+        let output = make_sh(&["--keep-ca", &kept, new.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(
+            text.contains(&format!("{kept} holds no certificate")),
+            "{text}"
+        );
+        assert!(!new.exists());
     }
-    let files = Files::made(&[NAME]);
-    let commands: String = files
-        .told
-        .lines()
-        .filter_map(|line| line.strip_prefix("  "))
-        .map(|line| format!("{line}\n"))
-        .collect();
+}
 
-    let program = control_plane.kubectl().get_program().to_owned();
-    let folder = Path::new(&program).parent().unwrap();
-    let path = env::join_paths(
-        [folder.to_owned()]
-            .into_iter()
-            .chain(env::split_paths(&env::var_os("PATH").unwrap())),
-    );
-    let mut shell = Command::new("sh");
-    shell
-        .args(["-euc", &commands])
-        .env("PATH", path.unwrap())
-        .env("KUBECONFIG", control_plane.kubeconfig());
-    succeeded(&mut shell);
+/// A cluster with manifests of this repository, in which commands that the script printed run.
+struct Cluster(ControlPlane);
 
-    let get = |what: &[&str]| -> serde_json::Value {
+impl Cluster {
+    async fn with(manifests: &[&str]) -> Self {
+        let control_plane = ControlPlane::start(&binaries(), Options::default())
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        let cluster = Self(control_plane);
+        for manifest in manifests {
+            let path = format!("{}/manifests/{manifest}", env!("CARGO_MANIFEST_DIR"));
+            let how = if manifest.ends_with(".yaml") {
+                "-f"
+            } else {
+                "-k"
+            };
+            cluster.kubectl(&["apply", "--server-side", how, &path]);
+        }
+        cluster
+    }
+
+    #[track_caller]
+    fn kubectl(&self, arguments: &[&str]) -> String {
+        succeeded(self.0.kubectl().args(arguments))
+    }
+
+    #[track_caller]
+    fn run(&self, commands: &str) {
+        let program = self.0.kubectl().get_program().to_owned();
+        let folder = Path::new(&program).parent().unwrap().to_owned();
+        let others = env::var_os("PATH").unwrap();
+        let path = env::join_paths([folder].into_iter().chain(env::split_paths(&others)));
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-euc", commands])
+            .env("PATH", path.unwrap())
+            .env("KUBECONFIG", self.0.kubeconfig());
+        succeeded(&mut shell);
+    }
+
+    fn get(&self, what: &[&str]) -> Value {
         let arguments = [&["get", "-o", "json"], what].concat();
-        serde_json::from_str(&kubectl(&arguments)).unwrap()
-    };
-    let base64 = |file: &str| {
-        use base64::Engine;
-        base64::engine::general_purpose::STANDARD.encode(fs::read(files.path(file)).unwrap())
-    };
-    for kind in ["mutating", "validating"] {
-        let configuration = get(&[
-            &format!("{kind}webhookconfiguration"),
-            &format!("vpc-resource-{kind}-webhook"),
-        ]);
-        let webhooks = configuration["webhooks"].as_array().unwrap();
-        assert!(webhooks.len() >= 3, "{kind}");
-        for webhook in webhooks {
-            let bundle = &webhook["clientConfig"]["caBundle"];
-            assert_eq!(bundle, &json!(base64("ca.crt")), "{}", webhook["name"]);
+        serde_json::from_str(&self.kubectl(&arguments)).unwrap()
+    }
+
+    /// Every entry of the configurations whose names begin so trusts this and nothing else.
+    #[track_caller]
+    fn assert_trusts(&self, prefix: &str, bundle: &[u8]) {
+        for kind in ["mutating", "validating"] {
+            let name = format!("{prefix}{kind}-webhook");
+            let configuration = self.get(&[&format!("{kind}webhookconfiguration"), &name]);
+            let webhooks = configuration["webhooks"].as_array().unwrap();
+            assert!(webhooks.len() >= 3, "{name}");
+            for webhook in webhooks {
+                let found = &webhook["clientConfig"]["caBundle"];
+                assert_eq!(found, &json!(base64(bundle)), "{}", webhook["name"]);
+            }
         }
     }
-    let secret = get(&["secret", "--namespace=sgp-system", "sgp-webhook-tls"]);
-    assert_eq!(secret["type"], "kubernetes.io/tls");
-    for file in ["tls.crt", "tls.key"] {
-        assert_eq!(secret["data"][file], base64(file));
+
+    #[track_caller]
+    fn assert_serves(&self, files: &Files) {
+        let secret = self.get(&["secret", "--namespace=sgp-system", "sgp-webhook-tls"]);
+        assert_eq!(secret["type"], "kubernetes.io/tls");
+        for file in ["tls.crt", "tls.key"] {
+            let content = fs::read(files.path(file)).unwrap();
+            assert_eq!(secret["data"][file], base64(&content));
+        }
     }
+}
+
+fn base64(content: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(content)
+}
+
+/// The commands that the script printed, by the paragraph.
+fn commands(files: &Files) -> Vec<&str> {
+    let paragraphs = files.told.split("\n\n");
+    paragraphs.filter(|it| it.starts_with("  ")).collect()
+}
+
+#[tokio::test]
+async fn printed_commands_bring_the_files_into_a_cluster_and_renew_them_step_by_step() {
+    let cluster = Cluster::with(&[
+        "base/namespace.yaml",
+        "base/mutating-webhook.yaml",
+        "base/validating-webhook.yaml",
+    ])
+    .await;
+    let prefix = "vpc-resource-";
+    let files = Files::made(&[NAME]);
+    let old = fs::read(files.path("ca.crt")).unwrap();
+    for command in commands(&files) {
+        cluster.run(command);
+    }
+    cluster.assert_trusts(prefix, &old);
+    cluster.assert_serves(&files);
+
+    let kept = files.path("ca.crt");
+    let renewed = Files::made_with(&["--keep-ca", kept.to_str().unwrap()], &[NAME]);
+    let new = fs::read(renewed.path("ca.crt")).unwrap();
+    let [trust_both, serve_new, trust_new] = commands(&renewed)[..] else {
+        panic!("three steps: {}", renewed.told);
+    };
+    cluster.run(trust_both);
+    cluster.assert_trusts(prefix, &[&old[..], &new].join(&b'\n'));
+    cluster.assert_serves(&files);
+    cluster.run(serve_new);
+    cluster.assert_serves(&renewed);
+    cluster.run(trust_new);
+    cluster.assert_trusts(prefix, &new);
+}
+
+#[tokio::test]
+async fn printed_commands_write_to_configurations_of_the_names_that_are_asked_for() {
+    let theirs = [
+        "base/mutating-webhook.yaml",
+        "base/validating-webhook.yaml",
+        "overlays/eks",
+    ];
+    let cluster = Cluster::with(&theirs).await;
+    let of_eks = || {
+        ["mutating", "validating"].map(|kind| {
+            let kinds = format!("{kind}webhookconfiguration");
+            cluster.get(&[&kinds, &format!("vpc-resource-{kind}-webhook")])
+        })
+    };
+    let before = of_eks();
+
+    let files = Files::made_with(&["--configuration-prefix=sgp-"], &[NAME]);
+    for command in commands(&files) {
+        cluster.run(command);
+    }
+    cluster.assert_trusts("sgp-", &fs::read(files.path("ca.crt")).unwrap());
+    assert_eq!(of_eks(), before);
 }

@@ -41,8 +41,14 @@ pub struct Files {
 
 impl Files {
     pub fn made(names: &[&str]) -> Self {
+        Self::made_with(&[], names)
+    }
+
+    /// The same with options.
+    pub fn made_with(options: &[&str], names: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let output = make_sh(&[&[folder.path().to_str().unwrap()], names].concat());
+        let path = folder.path().to_str().unwrap();
+        let output = make_sh(&[options, &[path], names].concat());
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "certs/make.sh failed:\n{errors}");
         let told = String::from_utf8(output.stdout).unwrap();
