@@ -14,17 +14,25 @@ use crate::{
 
 #[test]
 fn each_addition_to_the_kustomization_changes_what_it_is_about() {
-    let whole = documented("With kustomize");
-    let unchanged = with_kustomize(&whole);
+    let bare = documented("With kustomize");
+    let with_monitoring = format!("{bare}{}", documented("Monitoring"));
     let page = page();
     let additions: Vec<_> = yaml_blocks(&page)
-        .filter(|yaml| yaml.starts_with("patches:") || yaml.starts_with("components:"))
+        .filter(|yaml| keys.iter().any(|key| yaml.starts_with(key)))
         .collect();
-    assert_eq!(additions.len(), 4, "{additions:?}");
+    let keys = ["patches:", "components:", "replicas:\n  - name"];
+    assert_eq!(additions.len(), 6, "{additions:?}");
     for addition in additions {
         let changed = with_kustomize(&format!("{whole}{addition}"));
         let differ = changed
             .iter()
+        let is_of_monitoring = addition.contains("group: monitoring");
+        let whole = if is_of_monitoring {
+            &with_monitoring
+        } else {
+            &bare
+        };
+        let unchanged = with_kustomize(whole);
             .filter(|(name, object)| unchanged.get(*name) != Some(object));
         let differ: Vec<_> = differ.map(|(name, _)| name.as_str()).collect();
         let expected: &[&str] = match &addition {
@@ -33,6 +41,11 @@ fn each_addition_to_the_kustomization_changes_what_it_is_about() {
             _ => &[
                 "PrometheusRule sgp-system/sgp",
                 "Service sgp-system/sgp-metrics",
+            it if it.contains("count: 3") => &["Deployment sgp-system/sgp"],
+            _ if is_of_monitoring => &[
+                "PrometheusRule sgp-system/sgp",
+                "ServiceMonitor sgp-system/sgp",
+            ],
                 "ServiceMonitor sgp-system/sgp",
             ],
         };
