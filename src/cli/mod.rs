@@ -20,7 +20,8 @@ use crate::telemetry::logs;
 /// The webhook asks for a branch network interface for each pod that one selects, and the
 /// allocator makes it in EC2.
 #[derive(Debug, Parser)]
-#[command(name = "sgp", version, max_term_width = 100)]
+// The last of a flag counts, so that a chart's flags can replace those of the manifests.
+#[command(name = "sgp", version, max_term_width = 100, args_override_self = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -248,5 +249,30 @@ mod tests {
             assert!(parsed.is_ok(), "{parsed:?}");
         }
         assert_eq!(refused, ["allocator"]);
+    }
+
+    #[test]
+    fn flag_that_is_given_again_replaces_that_of_the_deployment() {
+        let manifest = include_str!("../../manifests/base/deployment.yaml");
+        let deployment: Deployment = serde_saphyr::from_str(manifest).unwrap();
+        for container in deployment.spec.unwrap().template.spec.unwrap().containers {
+            let mut given = vec!["sgp".to_owned()];
+            for argument in container.args.unwrap() {
+                let argument = argument.replace("$(CLUSTER_NAME)", "c");
+                given.push(argument);
+            }
+            let again = given[2..].to_vec();
+            given.extend(again);
+            given.extend(["--metrics-listen=127.0.0.1:9".to_owned()]);
+            given.extend(["--log-format=text".to_owned()]);
+
+            let parsed = Arguments::command().try_get_matches_from(&given);
+            let parsed = parsed.unwrap_or_else(|error| panic!("{given:?}: {error}"));
+            let (_, flags) = parsed.subcommand().unwrap();
+            for (flag, value) in [("metrics_listen", "127.0.0.1:9"), ("log_format", "text")] {
+                let counts: Vec<_> = flags.get_raw(flag).unwrap().collect();
+                assert_eq!(counts, [value], "{flag} of {}", container.name);
+            }
+        }
     }
 }

@@ -51,13 +51,7 @@ pub(super) struct WebhookArgs {
     /// Seconds for which a shutdown goes on taking connections, while /readyz is 503
     ///
     /// The cluster needs them to learn that this replica goes, and sends its calls elsewhere.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value = "5",
-        value_parser = delay,
-        overrides_with = "shutdown_delay"
-    )]
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = delay)]
     shutdown_delay: Duration,
 
     #[command(flatten)]

@@ -94,7 +94,7 @@ replicas: 3
 environment:
   AWS_ENDPOINT_URL_EC2: http://127.0.0.1:4566
 webhook:
-  extraArgs: [--missing-groups=deny]
+  extraArgs: [--missing-groups=deny, --log-format=text]
 allocator:
   extraArgs: [--warm-branches=2]
   resources:
@@ -129,6 +129,8 @@ networkPolicy:
             "--webhook-configuration=ours-mutating-webhook",
             "--validating-webhook-configuration=ours-validating-webhook",
             "--missing-groups=deny",
+            // After that of the base, which it replaces.
+            "--log-format=text",
         ],
         vec!["--warm-branches=2"],
     ];
