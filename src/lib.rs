@@ -21,7 +21,7 @@
 //! * [`api_server`]: reading the Kubernetes API server.
 //! * [`telemetry`]: logs and metrics.
 //! * [`dev`]: a whole cluster on one machine, to try all that and to test it.
-//! * [`accept`]: taking connections, for every server here.
+//! * [`listen`] and [`accept`]: taking ports and connections, for every server here.
 //! * [`cli`]: flags and wiring.
 //!
 //! Imports run one way: `cli` and `dev` use everything; `webhook` and `allocator` use
@@ -35,6 +35,7 @@ pub mod api_server;
 pub mod cli;
 pub mod dev;
 pub mod ec2;
+pub mod listen;
 pub mod policy;
 pub mod server;
 pub mod telemetry;

@@ -13,7 +13,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::cluster::{ClusterArgs, listen};
+use super::cluster::ClusterArgs;
+use super::listen;
 use super::signals::Signals;
 use crate::allocator::election::{Election, Leadership};
 use crate::allocator::{Allocator, Settings, health, socket};
@@ -179,7 +180,7 @@ impl AllocatorArgs {
         let limits = self.limits()?;
         let socket = socket::bind(&self.socket).await?;
         let metrics_listener = match self.metrics_listen {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen(address)?),
             None => None,
         };
         let client = self.cluster.client().await?;

@@ -1,6 +1,5 @@
-//! Flags and connections that the servers in a cluster share.
+//! How the servers in a cluster reach its API server.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +7,6 @@ use anyhow::Context;
 use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tokio::net::TcpListener;
 
 /// How the API server is reached.
 #[derive(Debug, Args)]
@@ -38,11 +36,4 @@ impl ClusterArgs {
         config.default_retry = false;
         Client::try_from(config).context("the cluster's configuration can't be used")
     }
-}
-
-/// Takes a port.
-pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on {address}"))
 }

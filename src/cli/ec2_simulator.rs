@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use tokio::net::TcpListener;
 
+use super::listen;
 use super::signals::Signals;
 use crate::dev::private_file;
 use crate::ec2::simulator::{self, Cloud, Settings, Simulator};
@@ -76,9 +76,7 @@ impl Ec2SimulatorArgs {
         };
 
         let simulator = self.simulator()?;
-        let listener = TcpListener::bind(self.listen)
-            .await
-            .with_context(|| format!("can't listen on {}", self.listen))?;
+        let listener = listen(self.listen)?;
         introduce(listener.local_addr()?, &self.region)?;
         simulator::serve(listener, simulator.clone(), shutdown).await;
         if let Some(path) = &self.state {

@@ -8,9 +8,12 @@ mod ec2_simulator;
 mod signals;
 mod webhook;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
 
 use crate::telemetry::logs;
 
@@ -68,6 +71,10 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    crate::listen::listen(address).with_context(|| format!("can't listen on {address}"))
 }
 
 /// Colours, which `anstream` leaves out where the output is no terminal.

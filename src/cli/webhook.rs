@@ -12,7 +12,8 @@ use kube::Client;
 use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 
-use super::cluster::{ClusterArgs, listen};
+use super::cluster::ClusterArgs;
+use super::listen;
 use super::signals::Signals;
 use crate::api::names::{
     ALLOCATOR_USER, CERTIFICATE_SECRET, MUTATING_WEBHOOK_CONFIGURATION,
@@ -40,8 +41,8 @@ const LONGEST_DELAY: f64 = 3_600.0;
 /// Ends on SIGTERM or SIGINT once the requests that run are answered, and at once on a second.
 #[derive(Debug, Args)]
 pub(super) struct WebhookArgs {
-    /// Address and port to serve on
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9443")]
+    /// Address and port to serve on; by default on every address of IPv6 and IPv4
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:9443")]
     listen: SocketAddr,
 
     /// Address and port to serve /metrics on, without TLS; none if not given
@@ -246,9 +247,9 @@ impl WebhookArgs {
             ..Limits::default()
         };
         let listeners = Listeners {
-            admission: listen(self.listen).await?,
+            admission: listen(self.listen)?,
             metrics: match self.metrics_listen {
-                Some(address) => Some(listen(address).await?),
+                Some(address) => Some(listen(address)?),
                 None => None,
             },
             limits: limits.within_open_files(),

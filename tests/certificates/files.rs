@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use sgp::dev::control_plane::free_port;
 
 use crate::clients::{Authority, Client, OTHER_CA, with_client};
-use crate::server::{NAME, TLS_VERSIONS, Webhook, metrics};
+use crate::server::{NAME, TLS_VERSIONS, Webhook, metrics, metrics_at};
 use crate::waiting::eventually;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -149,6 +150,34 @@ fn swapped_files_are_served_without_a_restart_and_bad_ones_are_not() {
     mounted.swap("other", &other.certificate, &other.key);
     eventually("the other certificate", || is_served(&other).then_some(()));
     assert!(metrics(port).contains("sgp_certificate_changes_total 2"));
+}
+
+#[test]
+fn every_address_that_the_machine_has_is_listened_on() {
+    let made = Made::new(NAME);
+    let mounted = Mounted::new(&made.certificate, &made.key);
+    let (port, metrics_port) = (free_port().unwrap(), free_port().unwrap());
+    let mut webhook = Webhook::with(
+        &mounted.file("tls.crt"),
+        &mounted.file("tls.key"),
+        // The first in the place of the one that leads to 127.0.0.1.
+        &[
+            &format!("--listen=[::]:{port}"),
+            &format!("--metrics-listen=[::]:{metrics_port}"),
+        ],
+    );
+    webhook.port = port;
+    let answer = webhook.get("/healthz", NAME, &[&TLS13], made.trusted());
+    assert_eq!(answer.unwrap().0, "HTTP/1.1 200 OK");
+    let is_answered = |address: SocketAddr| metrics_at(address).contains("sgp_connections ");
+    assert!(is_answered((Ipv4Addr::LOCALHOST, metrics_port).into()));
+
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+        assert!(is_answered((Ipv6Addr::LOCALHOST, metrics_port).into()));
+    } else {
+        println!("without IPv6 here, only IPv4 was tried");
+    }
 }
 
 #[test]
