@@ -19,11 +19,12 @@ use crate::api::{CNINode, ENIConfig, SecurityGroupPolicy};
 
 /// The manifests that the sandbox shares with a real installation, and the definition that
 /// EKS brings.
-const MANIFESTS: [&str; 5] = [
+const MANIFESTS: [&str; 6] = [
     include_str!("../../manifests/base/namespace.yaml"),
     include_str!("../../manifests/crds/securitygrouppolicies.yaml"),
     include_str!("../../manifests/crds/cninodes.yaml"),
     include_str!("../../manifests/base/rbac.yaml"),
+    include_str!("../../manifests/base/flow-schemas.yaml"),
     include_str!("../../manifests/sandbox/eniconfigs.yaml"),
 ];
 /// What stands for the CNI plugin's own manifest.

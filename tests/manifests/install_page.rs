@@ -207,7 +207,7 @@ const ENFORCE: &str = "vpcresources.k8s.aws/enforce";
 /// What kubectl lists of ours, but for the definitions.
 fn installed(control_plane: &ControlPlane) -> String {
     let kinds = "namespaces,clusterroles,clusterrolebindings,roles,rolebindings,\
-                 mutatingwebhookconfigurations,validatingwebhookconfigurations";
+                 mutatingwebhookconfigurations,validatingwebhookconfigurations,flowschemas";
     let ours = "--selector=app.kubernetes.io/name=sgp";
     let arguments = ["get", kinds, "--all-namespaces", "--output=name", ours];
     kubectl(control_plane, &arguments)

@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kube::config::{AuthInfo, Kubeconfig};
+use axum::http::Request;
+use kube::client::Body;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
 use serde_json::Value;
 use sgp::dev::control_plane::{ControlPlane, free_port};
 use sgp::dev::{Sandbox, SandboxOptions};
@@ -92,6 +95,63 @@ async fn variant_with_certificate_files_differs_in_the_deployment_only() {
         .filter(|(name, generation)| before.get(*name) != Some(generation));
     let changed: Vec<_> = changed.map(|(name, _)| name.as_str()).collect();
     assert_eq!(changed, ["Deployment sgp-system/sgp"]);
+}
+
+#[tokio::test]
+async fn requests_of_the_service_account_have_flow_schemas_of_their_own() {
+    let control_plane = start_control_plane().await;
+    let schemas = in_repository("manifests/base/flow-schemas.yaml");
+    apply(&control_plane, &["-f", &schemas]);
+    let uid = |kind: &str, name: &str| {
+        let output = "--output=jsonpath={.metadata.uid}";
+        kubectl(&control_plane, &["get", kind, name, output])
+    };
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/sgp-system/leases/sgp-allocator";
+    let policies = "/apis/vpcresources.k8s.aws/v1beta1/namespaces/any/securitygrouppolicies";
+    let (sgp, other) = ("sgp-system:sgp", "sgp-system:other");
+    for (account, path, schema, level) in [
+        (sgp, lease, "sgp-leader-election", "leader-election"),
+        (sgp, policies, "sgp", "workload-high"),
+        (sgp, "/api/v1/nodes", "sgp", "workload-high"),
+        (other, policies, "service-accounts", "workload-low"),
+        (other, lease, "service-accounts", "workload-low"),
+    ] {
+        let wanted = [
+            uid("flowschema", schema),
+            uid("prioritylevelconfiguration", level),
+        ];
+        // The API server takes new ones into account a moment later.
+        let begin = Instant::now();
+        loop {
+            let got = flow(&control_plane, account, path).await;
+            if got == wanted {
+                break;
+            }
+            let is_in_time = begin.elapsed() < Duration::from_secs(120);
+            assert!(is_in_time, "{account} {path}: {got:?}, not {schema}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// The UIDs of the flow schema and the priority level that a request of a service account has,
+/// as its answer says, whether or not the account may make it.
+async fn flow(control_plane: &ControlPlane, account: &str, path: &str) -> [String; 2] {
+    let mut kubeconfig = Kubeconfig::read_from(control_plane.kubeconfig()).unwrap();
+    for user in &mut kubeconfig.auth_infos {
+        let user = user.auth_info.as_mut().unwrap();
+        user.impersonate = Some(format!("system:serviceaccount:{account}"));
+    }
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    let client = Client::try_from(config.unwrap()).unwrap();
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let answer = client.send(request).await.unwrap();
+    ["flowschema", "prioritylevel"].map(|kind| {
+        let name = format!("x-kubernetes-pf-{kind}-uid");
+        let value = answer.headers().get(name);
+        value.unwrap().to_str().unwrap().to_owned()
+    })
 }
 
 /// Applies an overlay, lets a webhook with the flags and the rights that it gives write its CA,
