@@ -131,6 +131,21 @@ pub struct CertificateMetrics {
     pub changes: Counter,
     /// Failures to read or to renew it, each counted once until it is over.
     pub failures: Counter,
+    missing: Family<KindLabels, Gauge>,
+}
+
+/// Of which kind a webhook configuration is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ConfigurationKind {
+    /// A MutatingWebhookConfiguration.
+    Mutating,
+    /// A ValidatingWebhookConfiguration.
+    Validating,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -279,6 +294,14 @@ impl Metrics {
             "Failures to read or renew a certificate or the client CA, each once until it is over",
             certificates.failures.clone(),
         );
+        registry.register(
+            "webhook_configurations_missing",
+            "1 for a webhook configuration that is not there to write the CA into",
+            certificates.missing.clone(),
+        );
+        for kind in ConfigurationKind::ALL {
+            certificates.missing(kind);
+        }
         let connections = ConnectionMetrics::default();
         registry.register(
             "connections",
@@ -345,6 +368,30 @@ impl Default for Metrics {
     }
 }
 
+impl ConfigurationKind {
+    const ALL: [Self; 2] = [Self::Mutating, Self::Validating];
+
+    /// Its name to the API server.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mutating => "MutatingWebhookConfiguration",
+            Self::Validating => "ValidatingWebhookConfiguration",
+        }
+    }
+}
+
+impl CertificateMetrics {
+    /// Notes whether a configuration is there.
+    pub fn note_configuration(&self, kind: ConfigurationKind, is_there: bool) {
+        self.missing(kind).set((!is_there).into());
+    }
+
+    fn missing(&self, kind: ConfigurationKind) -> Gauge {
+        let labels = KindLabels { kind: kind.name() };
+        self.missing.get_or_create_owned(&labels)
+    }
+}
+
 impl WatchMetrics {
     /// Notes how many policies there are.
     pub fn count_policies(&self, valid: usize, invalid: usize) {
@@ -381,6 +428,8 @@ mod tests {
             r#"sgp_callers_refused_total{reason="no_certificate"} 0"#,
             r#"sgp_callers_refused_total{reason="name"} 0"#,
             "sgp_certificate_failures_total 0",
+            r#"sgp_webhook_configurations_missing{kind="MutatingWebhookConfiguration"} 0"#,
+            r#"sgp_webhook_configurations_missing{kind="ValidatingWebhookConfiguration"} 0"#,
             r#"sgp_admission_duration_seconds_count{webhook="vpod"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

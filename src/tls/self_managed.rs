@@ -4,6 +4,7 @@
 //! and waited for the next reason to look. Each look reads the Secret and the configurations
 //! anew and as they are stored; the watches only say when.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,6 +29,7 @@ use super::secret::Pairs;
 use super::serving::Serving;
 use super::{ca_bundle, secret};
 use crate::api_server::is_not_found;
+use crate::telemetry::metrics::ConfigurationKind;
 
 /// How long the API server may take for one answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,7 +63,7 @@ pub struct SelfManaged {
 
 struct Configuration {
     api: Api<DynamicObject>,
-    kind: String,
+    kind: ConfigurationKind,
     name: String,
 }
 
@@ -119,6 +121,8 @@ struct Memory {
     in_use: Option<Pair>,
     /// What was wrong with the Secret, so that it is told once.
     problem: Option<String>,
+    /// The places of the configurations that are not there, for the same reason.
+    missing: BTreeSet<usize>,
 }
 
 impl SelfManaged {
@@ -141,10 +145,12 @@ impl SelfManaged {
             configurations: [
                 Configuration::new::<MutatingWebhookConfiguration>(
                     client.clone(),
+                    ConfigurationKind::Mutating,
                     configurations.mutating,
                 ),
                 Configuration::new::<ValidatingWebhookConfiguration>(
                     client,
+                    ConfigurationKind::Validating,
                     configurations.validating,
                 ),
             ],
@@ -224,7 +230,7 @@ impl SelfManaged {
     async fn reconcile(&self, memory: &mut Memory, serving: &Serving) -> Result<Duration, Failure> {
         let mut conflict = None;
         for _ in 0..MOST_STEPS {
-            let look = self.look(memory).await?;
+            let look = self.look(memory, serving).await?;
             let written = match self.next(&look, memory, serving) {
                 Action::Wait(pause) => return Ok(pause),
                 Action::Store { current, next } => self.store(&look, memory, current, next).await?,
@@ -267,7 +273,7 @@ impl SelfManaged {
         }
     }
 
-    async fn look(&self, memory: &mut Memory) -> Result<Look, Failure> {
+    async fn look(&self, memory: &mut Memory, serving: &Serving) -> Result<Look, Failure> {
         let secret = in_time(&self.shown, self.secrets.get_opt(&self.secret)).await?;
         let pairs = self.read(secret.as_ref(), memory);
         let issued = |pair: &Option<Pair>| pair.as_ref().map(|it| it.issued(&self.server_names));
@@ -280,11 +286,12 @@ impl SelfManaged {
             let read = configuration.api.get_opt(&configuration.name);
             match in_time(&configuration.shown(), read).await {
                 Ok(Some(object)) => {
+                    self.note_presence(index, true, memory, serving);
                     seen.push(ca_bundle::read(&object));
                     objects.push((index, object));
                 }
                 // Nobody calls through it. It is written to when it is there.
-                Ok(None) => {}
+                Ok(None) => self.note_presence(index, false, memory, serving),
                 Err(failure) => {
                     memory.replica.note_lacking(&stored, &seen);
                     return Err(failure);
@@ -300,6 +307,23 @@ impl SelfManaged {
             },
             objects,
         })
+    }
+
+    /// Tells once that a configuration is not there, and once that it is back: nothing else
+    /// would say why nobody calls.
+    fn note_presence(&self, index: usize, is_there: bool, memory: &mut Memory, serving: &Serving) {
+        let configuration = &self.configurations[index];
+        let (shown, meaning) = (configuration.shown(), configuration.when_missing());
+        if is_there && memory.missing.remove(&index) {
+            tracing::info!("{shown} is there now");
+        } else if !is_there && memory.missing.insert(index) {
+            tracing::warn!(
+                "{shown} is not there: {meaning}. Apply the manifests again; the CA is written \
+                 into it by itself"
+            );
+        }
+        let metrics = serving.metrics();
+        metrics.note_configuration(configuration.kind, is_there);
     }
 
     fn read(&self, secret: Option<&Secret>, memory: &mut Memory) -> Pairs {
@@ -407,17 +431,31 @@ impl Memory {
 }
 
 impl Configuration {
-    fn new<K: Resource<DynamicType = ()>>(client: Client, name: String) -> Self {
-        let resource = ApiResource::erase::<K>(&());
+    fn new<K: Resource<DynamicType = ()>>(
+        client: Client,
+        kind: ConfigurationKind,
+        name: String,
+    ) -> Self {
         Self {
-            kind: resource.kind.clone(),
-            api: Api::all_with(client, &resource),
+            kind,
+            api: Api::all_with(client, &ApiResource::erase::<K>(&())),
             name,
         }
     }
 
     fn shown(&self) -> String {
-        format!("{} {}", self.kind, self.name)
+        format!("{} {}", self.kind.name(), self.name)
+    }
+
+    /// What it means that it is not there.
+    fn when_missing(&self) -> &'static str {
+        match self.kind {
+            ConfigurationKind::Mutating => {
+                "no pod is given its security groups, and pods that a policy selects are refused \
+                 or start without them"
+            }
+            ConfigurationKind::Validating => "nothing is refused that the webhook would refuse",
+        }
     }
 }
 

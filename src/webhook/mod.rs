@@ -214,7 +214,8 @@ async fn ready(State(webhook): State<Arc<Webhook>>) -> Response {
     let message = if !waiting.is_empty() {
         format!("waiting for the first list of {}", waiting.join(", "))
     } else if webhook.serving.as_ref().is_some_and(|it| !it.is_trusted()) {
-        "waiting for a certificate whose CA is in every entry of the webhook configurations"
+        "waiting for a certificate whose CA is in every entry of the webhook configurations; \
+         the log says so if one of these is missing"
             .to_owned()
     } else {
         return "ok".into_response();

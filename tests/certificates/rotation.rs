@@ -25,6 +25,10 @@ const CONFIGURATIONS: [&str; 2] = [
     "mutatingwebhookconfiguration/vpc-resource-mutating-webhook",
     "validatingwebhookconfiguration/vpc-resource-validating-webhook",
 ];
+const KINDS: [&str; 2] = [
+    "MutatingWebhookConfiguration",
+    "ValidatingWebhookConfiguration",
+];
 const SECRET: [&str; 2] = ["--namespace=sgp-system", "secret/sgp-webhook-certificates"];
 const POD_ENI: &str = "vpc.amazonaws.com/pod-eni";
 
@@ -168,6 +172,16 @@ impl Cluster {
             value.unwrap().parse().unwrap()
         };
         self.metrics_ports.iter().map(count).collect()
+    }
+
+    /// Waits until all replicas show this of a kind of configuration.
+    fn until_all_miss(&self, kind: &str, number: u8) {
+        let line = format!("sgp_webhook_configurations_missing{{kind=\"{kind}\"}} {number}");
+        eventually(&line, || {
+            let mut texts = self.metrics_ports.iter().map(|port| metrics(*port));
+            let all = texts.all(|text| text.lines().any(|it| it == line));
+            all.then_some(())
+        });
     }
 
     fn logs(&mut self) -> String {
@@ -351,10 +365,15 @@ fn lost_or_spoiled_secret_is_made_anew_while_serving_goes_on() {
 }
 
 #[test]
-fn configuration_that_is_applied_anew_gets_its_bundle_back() {
-    let cluster = Cluster::start("90d");
+fn configuration_that_is_applied_anew_gets_its_bundle_back_and_is_missed_meanwhile() {
+    let mut cluster = Cluster::start("90d");
     let served = cluster.common_certificate();
-    for configuration in CONFIGURATIONS {
+    for kind in KINDS {
+        cluster.until_all_miss(kind, 0);
+    }
+    // The sandbox starts the replicas first.
+    let before = cluster.logs();
+    for (configuration, kind) in CONFIGURATIONS.into_iter().zip(KINDS) {
         // Without what the API server and the webhook have added.
         let mut bare = cluster.get(&[configuration]);
         let name = bare["metadata"]["name"].clone();
@@ -370,7 +389,20 @@ fn configuration_that_is_applied_anew_gets_its_bundle_back() {
         cluster.kubectl(&["replace", "-f", file]);
         assert_eq!(cluster.common_certificate(), served, "replaced");
         cluster.kubectl(&["delete", configuration]);
+        cluster.until_all_miss(kind, 1);
         cluster.kubectl(&["create", "-f", file]);
         assert_eq!(cluster.common_certificate(), served, "deleted and created");
+        cluster.until_all_miss(kind, 0);
+    }
+
+    let logs = cluster.logs();
+    for (configuration, kind) in CONFIGURATIONS.into_iter().zip(KINDS) {
+        let shown = format!("{kind} {}", configuration.split_once('/').unwrap().1);
+        for told in ["is not there: ", "is there now"] {
+            let text = format!("{shown} {told}");
+            let times = |logs: &str| logs.matches(&text).count();
+            let more = times(&logs) - times(&before);
+            assert_eq!(more, 3, "{text} once of each replica\n{logs}");
+        }
     }
 }
