@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub struct WatchedPod {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: WatchedPodSpec,
+    #[serde(default)]
+    status: WatchedPodStatus,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +37,20 @@ struct WatchedPodSpec {
     containers: Vec<WatchedContainer>,
     #[serde(default)]
     init_containers: Vec<WatchedContainer>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct WatchedPodStatus {
+    #[serde(default)]
+    conditions: Vec<WatchedCondition>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WatchedCondition {
+    #[serde(rename = "type")]
+    kind: String,
+    last_transition_time: Option<Time>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -58,6 +75,16 @@ impl WatchedPod {
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
+
+    /// Since when it is bound: the scheduler says so, and a pod that it did not bind was so from
+    /// its creation on.
+    fn bound_at(&self) -> Option<Timestamp> {
+        let mut conditions = self.status.conditions.iter();
+        let scheduled = conditions.find(|it| it.kind == "PodScheduled");
+        let scheduled = scheduled.and_then(|it| it.last_transition_time.as_ref());
+        let created = self.metadata.creation_timestamp.as_ref();
+        scheduled.or(created).map(|time| time.0)
+    }
 }
 
 /// A pod that is bound to a node and requests a branch interface.
@@ -73,6 +100,8 @@ pub struct PodObject {
     pub labels: BTreeMap<String, String>,
     /// The name of its service account.
     pub service_account: String,
+    /// Since when it is.
+    pub bound_at: Option<Timestamp>,
     /// What its annotation says.
     pub annotation: Annotation,
     /// The state that was seen last, for writes that must not overtake others.
@@ -107,11 +136,13 @@ impl Annotation {
 
 impl From<WatchedPod> for PodObject {
     fn from(pod: WatchedPod) -> Self {
+        let bound_at = pod.bound_at();
         let service_account = pod
             .spec
             .service_account_name
             .filter(|name| !name.is_empty());
         Self {
+            bound_at,
             annotation: Annotation::of(&pod.metadata),
             namespace: pod.metadata.namespace.unwrap_or_default(),
             name: pod.metadata.name.unwrap_or_default(),
@@ -260,5 +291,29 @@ impl From<&DaemonSet> for PluginSettings {
             eni_config_annotation: or_default("ENI_CONFIG_ANNOTATION_DEF"),
             ipv6: is_on("ENABLE_IPv6"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn pod_is_bound_since_the_scheduler_says_so_or_else_since_its_creation() {
+        let (created, scheduled) = ("2026-01-15T09:30:00Z", "2026-01-15T09:31:00Z");
+        let bound_at = |conditions: Value| {
+            let pod = json!({
+                "metadata": {"creationTimestamp": created},
+                "status": {"conditions": conditions},
+            });
+            let pod: WatchedPod = serde_json::from_value(pod).unwrap();
+            PodObject::from(pod).bound_at.unwrap().to_string()
+        };
+        let other = json!({"type": "Ready", "lastTransitionTime": "2026-01-15T09:32:00Z"});
+        let bound = json!({"type": "PodScheduled", "lastTransitionTime": scheduled});
+        assert_eq!(bound_at(json!([other, bound])), scheduled);
+        assert_eq!(bound_at(json!([other])), created);
+        assert_eq!(bound_at(json!([{"type": "PodScheduled"}])), created);
     }
 }

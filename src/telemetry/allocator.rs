@@ -14,6 +14,9 @@ pub struct AllocatorMetrics {
     pub leading: Gauge,
     /// Pods that are bound to a node and wait for their branch interface.
     pub waiting_pods: Gauge,
+    /// Since when the one waits that has waited for longest, in seconds since 1970; 0 if none
+    /// does.
+    pub waiting_since: Gauge,
     /// Nodes whose trunk interface is known.
     pub trunks: Gauge,
     /// Branch interfaces that nodes offer to pods.
@@ -55,6 +58,11 @@ impl AllocatorMetrics {
             "pods_waiting",
             "Pods that are bound to a node and wait for their branch interface",
         );
+        let waiting_since = gauge(
+            "pods_waiting_since_seconds",
+            "When the pod was bound that has waited for its branch interface for longest, in \
+             seconds since 1970; 0 if none waits",
+        );
         let trunks = gauge("trunk_interfaces", "Trunk interfaces");
         let capacity = gauge(
             "branch_interface_capacity",
@@ -87,6 +95,7 @@ impl AllocatorMetrics {
         Self {
             leading,
             waiting_pods,
+            waiting_since,
             trunks,
             capacity,
             preparing: branch("preparing"),

@@ -72,6 +72,21 @@ async fn warm_branches_spare_the_next_pods_their_calls_and_metrics_show_it() {
     let calls = stage.calls_about(&fourth.interface);
     assert_eq!(calls, ["ModifyNetworkInterfaceAttribute"]);
     assert_eq!(stage.assert_consistent().await, []);
+
+    // No group of that id exists, so that its pods wait.
+    let lost = stage.scene().await;
+    lost.policy("lost", &["sg-0123456789abcdef0"]).await;
+    lost.pod("waits", stage.node()).await;
+    stage.until_metric("sgp_pods_waiting 1").await;
+    let waits = lost.pods.get("waits").await.unwrap();
+    let conditions = waits.status.unwrap().conditions.unwrap();
+    let bound = conditions.iter().find(|it| it.type_ == "PodScheduled");
+    let since = bound.unwrap().last_transition_time.as_ref().unwrap();
+    let since = since.0.as_second();
+    let metric = "sgp_pods_waiting_since_seconds";
+    stage.until_metric(&format!("{metric} {since}")).await;
+    lost.delete("waits").await;
+    stage.until_metric(&format!("{metric} 0")).await;
 }
 
 #[tokio::test]

@@ -111,11 +111,15 @@ impl Worker {
 
     fn count(&self, view: &View) {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let waiting = self.cluster.pods.values();
-        let waiting = waiting
-            .filter(|pod| pod.object.annotation == Annotation::Absent)
-            .count();
-        self.metrics.waiting_pods.set(count(waiting));
+        let waiting = || {
+            let pods = self.cluster.pods.values().map(|pod| &pod.object);
+            pods.filter(|pod| pod.annotation == Annotation::Absent)
+        };
+        self.metrics.waiting_pods.set(count(waiting().count()));
+        // Not how long: nothing moves that on while nothing changes.
+        let since = waiting().filter_map(|pod| pod.bound_at).min();
+        let since = since.map_or(0, |it| it.as_second());
+        self.metrics.waiting_since.set(since);
         let states = [
             (BranchState::Preparing, &self.metrics.preparing),
             (BranchState::InUse, &self.metrics.in_use),
