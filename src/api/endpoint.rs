@@ -132,3 +132,17 @@ const NETWORKS: [Taken; 3] = [
         "policyendpoints",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_is_documented() {
+        let page = include_str!("../../docs/webhook.md");
+        for endpoint in Endpoint::ALL {
+            let path = endpoint.path();
+            assert!(page.contains(&format!("`POST {path}`")), "{path}");
+        }
+    }
+}
