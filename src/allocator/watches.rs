@@ -35,7 +35,8 @@ pub struct Listeners {
 
 /// Runs all watches.
 pub async fn run(client: Client, listeners: Listeners) {
-    let config = watcher::Config::default();
+    // Pods can have more than a megabyte each, and a page is held as text and as objects.
+    let config = watcher::Config::default().page_size(50);
     let named = |name: &str| config.clone().fields(&format!("metadata.name={name}"));
     let policies = Api::all_with(client.clone(), &policy_resource());
     let accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());

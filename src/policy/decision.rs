@@ -220,8 +220,14 @@ fn decide_by_valid<'p, L: Labels + ?Sized>(
 
     if pod.is_fargate() {
         decision.decide_fargate(pod);
-    } else if !decision.policies.is_empty() {
-        decision.decide_branch_interface(pod, settings);
+    } else {
+        // Who gets the label of Fargate afterwards would have the groups that it brought along.
+        if pod.fargate_groups().is_some() {
+            decision.changes.push(Change::RemoveFargateGroups);
+        }
+        if !decision.policies.is_empty() {
+            decision.decide_branch_interface(pod, settings);
+        }
     }
     decision.decide_unusable_groups(settings);
     decision
@@ -294,8 +300,7 @@ impl<'p> Decision<'p> {
     }
 
     fn decide_fargate(&mut self, pod: &Pod<'_>) {
-        let annotations = pod.metadata.annotations.as_ref();
-        let present = annotations.and_then(|all| all.fargate_groups.as_ref());
+        let present = pod.fargate_groups();
         if self.policies.is_empty() {
             if present.is_some() {
                 self.changes.push(Change::RemoveFargateGroups);
@@ -712,6 +717,18 @@ mod tests {
             let metadata = json!({"labels": labels, "annotations": annotations});
             let decision = decide_json(&pod(metadata, json!({})), policies, Settings::default());
             assert_eq!(decision.changes, changes, "{annotations}");
+        }
+    }
+
+    #[test]
+    fn pod_that_is_not_on_fargate_brings_no_groups_along() {
+        let metadata = json!({"annotations": {"fargate.amazonaws.com/pod-sg": "sg-99999999"}});
+        let all = policies(&[("all", everything(&["sg-0000000a"]))]);
+        for (policies, further) in [(&policies(&[]), 0), (&all, 2)] {
+            let pod = pod(metadata.clone(), json!({}));
+            let decision = decide_json(&pod, policies, Settings::default());
+            assert_eq!(decision.changes[0], Change::RemoveFargateGroups);
+            assert_eq!(decision.changes.len(), 1 + further);
         }
     }
 

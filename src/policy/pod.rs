@@ -168,6 +168,11 @@ impl Pod<'_> {
         }
     }
 
+    /// What its annotation for Fargate says.
+    pub fn fargate_groups(&self) -> Option<&Text<'_>> {
+        self.metadata.annotations.as_ref()?.fargate_groups.as_ref()
+    }
+
     /// Whether the pod uses its node's network instead of one of its own.
     pub fn uses_host_network(&self) -> bool {
         self.spec.host_network.unwrap_or(false)

@@ -130,7 +130,11 @@ pub fn pod_of_fargate_in_name_only(text: &str) {
 pub fn fargate_pod_whose_groups_another_webhook_changes(selected: &str, unselected: &str) {
     let namespace = Namespace::new();
     after_ours(&DEFAULT, &namespace.name, &["/annotate"], |_, request| {
-        let annotations = &request["object"]["metadata"]["annotations"];
+        let metadata = &request["object"]["metadata"];
+        if metadata["labels"]["eks.amazonaws.com/fargate-profile"].is_null() {
+            return Vec::new();
+        }
+        let annotations = &metadata["annotations"];
         let mut changed = if annotations.is_null() {
             json!({})
         } else {

@@ -9,7 +9,7 @@ use sgp::dev::Sandbox;
 use sgp::dev::control_plane::free_port;
 
 use crate::cluster::{
-    DEFAULT, Namespace, Output, POD_ENI, STRICT, empower, eventually, kubectl, node, pod,
+    DEFAULT, Namespace, Output, POD_ENI, STRICT, by_pod, empower, eventually, kubectl, node, pod,
 };
 use crate::neighbour::Neighbour;
 
@@ -186,6 +186,7 @@ fn guard_of_annotations_is_asked_where_somebody_else_touches_them() {
 fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
     let namespace = Namespace::of(&STRICT);
     let name = namespace.name.clone();
+    namespace.policies(&[("fargate", by_pod(json!({"on": "fargate"})))]);
     namespace.apply(&pod(json!({}), json!({}))).ok();
     let nobody = free_port().unwrap();
     let guards = ["vpod-annotations", "vpod-creation"];
@@ -213,10 +214,23 @@ fn guard_of_annotations_that_is_away_holds_up_nobody_who_does_not_touch_them() {
     let why = "failed calling webhook \"vpod-annotations.vpc.k8s.aws\"";
     assert!(refused.stderr.contains(why), "{refused:#?}");
 
-    let annotated = json!({"name": "brought", "annotations": {POD_ENI: "[]"}});
-    let refused = namespace.apply(&pod(annotated, json!({})));
-    let why = "failed calling webhook \"vpod-creation.vpc.k8s.aws\"";
-    assert!(refused.stderr.contains(why), "{refused:#?}");
+    let brings = pod(
+        json!({"name": "brought", "annotations": {POD_ENI: "[]"}}),
+        json!({}),
+    );
+    // What a pod of Fargate brings along is what our own first look has given it.
+    let of_fargate = pod(
+        json!({
+            "name": "brought",
+            "labels": {"on": "fargate", "eks.amazonaws.com/fargate-profile": "default"}
+        }),
+        json!({"schedulerName": "fargate-scheduler"}),
+    );
+    for brings in [brings, of_fargate] {
+        let refused = namespace.apply(&brings);
+        let why = "failed calling webhook \"vpod-creation.vpc.k8s.aws\"";
+        assert!(refused.stderr.contains(why), "{refused:#?}");
+    }
     namespace
         .apply(&pod(json!({"name": "plain"}), json!({})))
         .ok();

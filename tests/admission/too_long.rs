@@ -14,6 +14,13 @@ fn long_spec() -> Value {
     json!({"containers": [{"name": "web", "image": "web", "readinessProbe": probe}]})
 }
 
+/// Creates an object from JSON as it is: kubectl's own would be as long as the API server's.
+fn create_raw(namespace: &Namespace, resources: &str, object: &Value) -> Output {
+    let path = format!("/{resources}").replace("/{}/", &format!("/namespaces/{}/", namespace.name));
+    let arguments = ["create", "--raw", &path, "-f", "-"];
+    kubectl(&DEFAULT, &arguments, Some(object))
+}
+
 #[track_caller]
 fn assert_refused(output: &Output, entry: &str, text: &str) {
     let told = format!("admission webhook \"{entry}\" denied the request: {text}");
@@ -29,11 +36,8 @@ pub fn refused_or_warned_of(texts: &[String]) {
     };
     let namespace = Namespace::new();
     let long = pod(json!({}), long_spec());
-    assert_refused(
-        &namespace.create(&long),
-        "mpod-enforced.vpc.k8s.aws",
-        of_pod,
-    );
+    let create = || create_raw(&namespace, "api/v1/{}/pods", &long);
+    assert_refused(&create(), "mpod-enforced.vpc.k8s.aws", of_pod);
     // Also where pods are let in while the webhook is away.
     let open = [
         "label",
@@ -44,7 +48,7 @@ pub fn refused_or_warned_of(texts: &[String]) {
     kubectl(&DEFAULT, &open, None).ok();
     let entry = "mpod.vpc.k8s.aws";
     let refused = eventually("the namespace to be open", || {
-        let refused = namespace.create(&long);
+        let refused = create();
         let is_open = refused.stderr.contains(&format!("{entry:?}"));
         is_open.then_some(refused)
     });
@@ -60,7 +64,7 @@ pub fn refused_or_warned_of(texts: &[String]) {
             "template": {"metadata": {"labels": {"app": "web"}}, "spec": long_spec()}
         }
     });
-    let created = namespace.create(&deployment).ok();
+    let created = create_raw(&namespace, "apis/apps/v1/{}/deployments", &deployment).ok();
     assert_eq!(created.warnings(), [of_workload]);
 }
 

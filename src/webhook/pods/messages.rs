@@ -165,9 +165,9 @@ pub fn denial(
              other webhook"
         ),
         Denial::FargateGroupsUnselected => format!(
-            "{subject}: it has the annotation {FARGATE_POD_SG}, but no SecurityGroupPolicy of \
-             namespace {namespace:?} gives it security groups. Leave the annotation out, and \
-             write a policy that selects the pod"
+            "{subject}: it has the annotation {FARGATE_POD_SG}, which is for pods that a Fargate \
+             profile and a SecurityGroupPolicy of namespace {namespace:?} select. Leave it out, or \
+             write such a policy"
         ),
     }
 }
