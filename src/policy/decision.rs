@@ -724,7 +724,7 @@ mod tests {
     fn pod_that_is_not_on_fargate_brings_no_groups_along() {
         let metadata = json!({"annotations": {"fargate.amazonaws.com/pod-sg": "sg-99999999"}});
         let all = policies(&[("all", everything(&["sg-0000000a"]))]);
-        for (policies, further) in [(&policies(&[]), 0), (&all, 2)] {
+        for (policies, further) in [(&policies(&[]), 0), (&all, 1)] {
             let pod = pod(metadata.clone(), json!({}));
             let decision = decide_json(&pod, policies, Settings::default());
             assert_eq!(decision.changes[0], Change::RemoveFargateGroups);
@@ -867,13 +867,14 @@ mod tests {
     }
 
     #[test]
-    fn fargates_annotation_is_refused_where_no_policy_gives_groups() {
+    fn fargates_annotation_is_refused_where_nobody_is_given_groups_by_it() {
         let label = json!({"eks.amazonaws.com/fargate-profile": "default"});
         let annotations = json!({"fargate.amazonaws.com/pod-sg": "sg-9"});
         for (metadata, denied) in [
             (json!({"labels": label}), false),
             (json!({"labels": label, "annotations": annotations}), true),
-            (json!({"annotations": annotations}), false),
+            (json!({"annotations": annotations}), true),
+            (json!({}), false),
         ] {
             let json = pod(metadata, json!({})).to_string();
             let pod: Pod = serde_json::from_str(&json).unwrap();
