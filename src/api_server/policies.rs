@@ -42,7 +42,7 @@ struct StoredName {
 }
 
 /// Policies in an answer. Each can have more than a megabyte, and is held several times.
-const PAGE: u32 = 10;
+const PAGE: u32 = 20;
 
 /// All policies of a namespace, consistently: without a resource version the API server
 /// never answers from a cache that lags behind.

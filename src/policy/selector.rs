@@ -1,7 +1,8 @@
 //! Label selectors, compiled: which pods and service accounts a policy means.
 //!
 //! What is a valid selector and what it selects is exactly what Kubernetes makes of it
-//! ([`LabelSelector`] in apimachinery); `tests/selector_oracle.rs` asks both and compares.
+//! ([`LabelSelector`] in apimachinery), but for a bound of its length;
+//! `tests/selector_oracle.rs` asks both and compares.
 //! Everything that can be wrong is found by [`Selector::compile`], so that matching cannot
 //! fail.
 

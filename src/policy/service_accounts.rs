@@ -10,8 +10,8 @@ use super::labels::Labels;
 /// index moves on.
 ///
 /// As one text, `key=value` sorted by key and joined by `,`, neither of which a key or a value
-/// can hold: a cluster has many service accounts, most are never asked about, and maps of strings would
-/// take several times the memory.
+/// can hold: a cluster has many service accounts, most are never asked about, and maps of
+/// strings would take several times the memory.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServiceAccountLabels(Arc<str>);
 

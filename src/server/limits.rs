@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The most bytes of a request's body: what the API server takes for a request to itself. An
 /// AdmissionReview can be longer, with the old object beside the new one and `<` written as
-/// `\u003c`; it is refused in a review then.
+/// `\u003c`; it is answered unread then, most often with a refusal.
 pub const LONGEST_BODY: usize = 3 * 1024 * 1024;
 
 /// Files that a process needs besides one for each connection.

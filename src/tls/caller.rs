@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{CertificateError as Invalid, Error};
+use rustls::{CertificateError as Invalid, DistinguishedName, Error};
+use webpki::EndEntityCert;
+use yasna::BERReaderSeq;
 use yasna::models::ObjectIdentifier;
 use yasna::tags::{TAG_PRINTABLESTRING, TAG_UTF8STRING};
-use yasna::{ASN1Result, BERReaderSeq, Tag};
 
 use super::certificate::{instant, unix_time};
 use super::client_ca::ClientCa;
@@ -175,48 +176,35 @@ impl ClientName {
     }
 }
 
-/// The common names of a certificate's subject (RFC 5280, section 4.1); one that is no plain
-/// text is `None`.
-fn common_names(certificate: &[u8]) -> ASN1Result<Vec<Option<String>>> {
+/// The common names of a certificate's subject (RFC 5280, section 4.1.2.4); one that is no plain
+/// text is `None`. Anybody can have made the certificate.
+fn common_names(certificate: &CertificateDer<'_>) -> Option<Vec<Option<String>>> {
+    let parsed = EndEntityCert::try_from(certificate).ok()?;
+    let subject = DistinguishedName::in_sequence(parsed.subject());
     let oid = ObjectIdentifier::from_slice(&[2, 5, 4, 3]);
     let mut names = Vec::new();
     let mut attribute = |reader: &mut BERReaderSeq<'_, '_>| {
         let is_common_name = reader.next().read_oid()? == oid;
         let value = reader.next();
         let text = match value.lookahead_tag()? {
-            TAG_UTF8STRING => Some(value.read_utf8string()?),
-            TAG_PRINTABLESTRING => Some(value.read_printable_string()?),
-            _ => value.read_der().map(|_| None)?,
+            TAG_UTF8STRING if is_common_name => Some(value.read_utf8string()?),
+            TAG_PRINTABLESTRING if is_common_name => Some(value.read_printable_string()?),
+            // As bytes, because what yasna has for a value that is skipped trusts its length.
+            tag => {
+                value.read_tagged_implicit(tag, |bytes| bytes.read_bytes())?;
+                None
+            }
         };
         if is_common_name {
             names.push(text);
         }
         Ok(())
     };
-    yasna::parse_der(certificate, |certificate| {
-        certificate.read_sequence(|certificate| {
-            certificate.next().read_sequence(|signed| {
-                signed.read_optional(|version| {
-                    version.read_tagged(Tag::context(0), |number| number.read_i64())
-                })?;
-                // Serial number, algorithm, issuer, validity.
-                for _ in 0..4 {
-                    signed.next().read_der()?;
-                }
-                signed.next().read_sequence_of(|part| {
-                    part.read_set_of(|one| one.read_sequence(&mut attribute))
-                })?;
-                skip_rest(signed)
-            })?;
-            skip_rest(certificate)
-        })
-    })?;
-    Ok(names)
-}
-
-fn skip_rest(reader: &mut BERReaderSeq<'_, '_>) -> ASN1Result<()> {
-    while reader.read_optional(|one| one.read_der())?.is_some() {}
-    Ok(())
+    yasna::parse_der(subject.as_ref(), |subject| {
+        subject.read_sequence_of(|part| part.read_set_of(|one| one.read_sequence(&mut attribute)))
+    })
+    .ok()?;
+    Some(names)
 }
 
 impl fmt::Display for ClientName {
@@ -244,8 +232,8 @@ fn quoted(names: &[String]) -> String {
 mod tests {
     use super::*;
     use rcgen::{
-        BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-        IsCa, Issuer, KeyPair,
+        BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+        ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     };
 
     /// A CA in a file.
@@ -349,6 +337,43 @@ mod tests {
              --client-ca; give the API server one for it, in a kubeconfig that its \
              AdmissionConfiguration names"
         );
+    }
+
+    #[test]
+    fn common_name_is_found_among_others_whatever_they_hold() {
+        let ca = Ca::new();
+        let named = |attributes: Vec<(DnType, DnValue)>| {
+            let certificate = ca.signs(|it| {
+                it.distinguished_name = DistinguishedName::new();
+                for (kind, value) in attributes {
+                    it.distinguished_name.push(kind, value);
+                }
+            });
+            ClientName::of(&certificate)
+        };
+        let name = || {
+            (
+                DnType::CommonName,
+                DnValue::Utf8String("kube-apiserver".into()),
+            )
+        };
+        let bmp = DnValue::BmpString("kube-apiserver".try_into().unwrap());
+        let one = ClientName::One("kube-apiserver".into());
+        let group = DnValue::Utf8String("system:masters & others".into());
+        assert_eq!(named(vec![name()]), one);
+        assert_eq!(named(vec![(DnType::OrganizationName, group), name()]), one);
+        assert_eq!(named(vec![(DnType::CommonName, bmp)]), ClientName::None);
+
+        // A length with which a sum of places in memory begins anew.
+        let good = ca.signs(|it| {
+            it.distinguished_name
+                .push(DnType::LocalityName, "0123456789")
+        });
+        let place = good.windows(10).position(|it| it == b"0123456789").unwrap();
+        let mut bad = good.to_vec();
+        bad[place - 1..place + 8].copy_from_slice(b"\x88\xff\xff\xff\xff\xff\xff\xff\xf0");
+        assert_eq!(ClientName::of(&bad.into()), ClientName::None);
+        assert_eq!(ClientName::of(&vec![0x30, 0x80].into()), ClientName::None);
     }
 
     #[test]

@@ -94,9 +94,8 @@ impl Exchange<'_> {
             endpoint => endpoint.only_warns(),
         };
         if only_warns {
-            self.count(Outcome::Failed);
             let warnings = within_limits(vec![message]);
-            return Answer::allowed(None, warnings).for_uid(uid);
+            return self.answer(uid, &Answer::allowed(None, warnings));
         }
         self.answer(uid, &Answer::denied(Refusal::too_long(message), Vec::new()))
     }

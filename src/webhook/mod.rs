@@ -2,7 +2,8 @@
 //!
 //! Stateless, any number of replicas. Nothing in here calls EC2; the allocator is asked, if
 //! there is one, and not waited for long. A request waits for the API server only to have
-//! confirmed that no policy selects its pod, or that the pod is refused. A dry run is answered as any other request, because an answer leaves no trace.
+//! confirmed that no policy selects its pod, or that the pod is refused. A dry run is answered
+//! as any other request, because an answer leaves no trace.
 
 pub mod allocator;
 pub mod body;

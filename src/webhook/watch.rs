@@ -11,7 +11,7 @@ use crate::api_server::follow;
 use crate::api_server::policies::policy_resource;
 
 /// Objects in an answer to a list.
-const PAGE: u32 = 10;
+const PAGE: u32 = 20;
 
 /// Runs all watches.
 pub async fn run(cluster: &Cluster, client: kube::Client) {
